@@ -1,0 +1,44 @@
+# `make demo` runs the main example, `make test` everything that must hold before a change lands.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check pytest wheel clean
+.DEFAULT_GOAL := demo
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.developing: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/servesim run scenarios/azure-conv-h100.yaml
+
+test: check pytest
+
+check: $(VENV)/.developing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pytest: $(VENV)/.developing
+	$(BIN)/pytest --numprocesses auto
+
+# The built wheel, installed alone in a fresh environment and used from another folder.
+wheel:
+	rm -rf dist
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(VENV)-wheel/bin/python -m pip install --quiet --force-reinstall dist/*.whl
+	cd / && $(CURDIR)/$(VENV)-wheel/bin/servesim check azure-conv-h100
+	cd / && $(CURDIR)/$(VENV)-wheel/bin/servesim run poisson-chat --set workload.num_requests=200 --json > /dev/null
+
+clean:
+	rm -rf $(VENV) $(VENV)-wheel dist out

@@ -1,0 +1,30 @@
+"""servesim: a simulator of LLM inference serving.
+
+>>> import servesim
+>>> result = servesim.simulate("azure-conv-h100")
+>>> print(result)
+>>> result.requests            # a DataFrame, one row per request
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from servesim.api import Comparison, Result, check, compare, load, simulate
+    from servesim.errors import ServesimError
+
+__all__ = ["Comparison", "Result", "ServesimError", "check", "compare", "load", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used, so that importing servesim costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'servesim' has no attribute '{name}'")
+    from servesim import api, errors
+
+    return getattr(errors if name == "ServesimError" else api, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,87 @@
+"""Which caveats a result has earned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from servesim.analysis.caveats import RELIABLE_COMPLETIONS, Caveat, Warned
+from servesim.analysis.run import Run
+from servesim.analysis.summary import Summary
+from servesim.analysis.timeline import Timeline
+from servesim.config.workload import BurstArrivals, ClosedLoopArrivals
+from servesim.engine.events import Log
+
+__all__ = ["judge", "queue_growth"]
+
+
+def judge(run: Run, summary: Summary, line: Timeline) -> tuple[Warned, ...]:
+    """All warnings of a run, the ones that touch the most figures first."""
+    return (*_ends(run, summary), *_load(run, summary, line), *_statistics(summary), *_memory(summary))
+
+
+def queue_growth(line: Timeline, first_arrival_s: float, last_arrival_s: float) -> float:
+    """Slope of the waiting queue, in requests per second, over the second half of the arrivals' time.
+
+    Least squares on 20 time-binned means; 0 when the arrivals take no time. The first half is left
+    out because a queue that fills at the begin is not overload.
+    """
+    middle_s = (first_arrival_s + last_arrival_s) / 2
+    if not last_arrival_s > middle_s or not len(line):
+        return 0.0
+    edges_s = np.linspace(middle_s, last_arrival_s, 21)
+    waiting = line.columns["waiting"]
+    slope, _ = np.polyfit(edges_s[:-1], line.bin_means(edges_s, waiting, waiting), 1)
+    return float(slope)
+
+
+def _ends(run: Run, summary: Summary) -> Iterator[Warned]:
+    arrived, limit = summary.num_prompts, run.scenario.engine.max_model_len or 0
+    status = np.array(run.log.requests.columns["status"])
+    cut = int((status == Log.STATUSES.index("finished_length")).sum())
+    if summary.interrupted:
+        yield Caveat.PARTIAL.say(end_s=run.log.end_s)
+    if summary.unfinished:
+        yield Caveat.UNFINISHED.say(unfinished=summary.unfinished, arrived=arrived)
+    if not summary.completed:
+        yield Caveat.NOTHING_COMPLETED.say()
+    if summary.failed:
+        yield Caveat.REFUSED.say(failed=summary.failed, arrived=arrived, max_model_len=limit)
+    if cut:
+        yield Caveat.CUT_SHORT.say(cut=cut, arrived=arrived, max_model_len=limit)
+
+
+def _load(run: Run, summary: Summary, line: Timeline) -> Iterator[Warned]:
+    arrivals = run.scenario.workload.arrivals
+    if isinstance(arrivals, ClosedLoopArrivals):
+        return  # a closed loop cannot show overload: its users wait
+    if isinstance(arrivals, BurstArrivals):
+        if summary.num_prompts > 1:
+            yield Caveat.BURST.say()
+        return
+    arrival_s = np.array(run.log.requests.columns["arrival_s"])
+    if len(arrival_s) < 2:
+        return
+    begin_s, end_s = float(arrival_s.min()), float(arrival_s.max())
+    growth_per_s = queue_growth(line, begin_s, end_s)
+    # The queue of a stable engine wanders too: growth counts from 2 % of that half's arrivals on.
+    if growth_per_s * (end_s - begin_s) / 2 > max(0.02 * len(arrival_s) / 2, 10):
+        yield Caveat.OVERLOAD.say(growth_per_s=growth_per_s)
+
+
+def _statistics(summary: Summary) -> Iterator[Warned]:
+    if 0 < summary.completed < RELIABLE_COMPLETIONS:
+        yield Caveat.FEW_COMPLETIONS.say(completed=summary.completed, reliable=RELIABLE_COMPLETIONS)
+    if summary.duration_s > 0 and (share := summary.e2el.mean_s / summary.duration_s) > 0.1:
+        yield Caveat.EDGES.say(share=share)
+
+
+def _memory(summary: Summary) -> Iterator[Warned]:
+    load = summary.load
+    if load.preempted_requests > 0.05 * summary.num_prompts:
+        yield Caveat.PREEMPTIONS.say(
+            preempted=load.preempted_requests, arrived=summary.num_prompts, preemptions=load.preemptions
+        )
+    if load.prefix_cache_queries and not load.prefix_cache_hits:
+        yield Caveat.NOTHING_SHARED.say(queries=load.prefix_cache_queries)

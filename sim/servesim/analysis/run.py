@@ -1,0 +1,41 @@
+"""One finished simulation with everything that led to it: what analysis and reports start from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from servesim.config.scenario import Scenario
+from servesim.engine.events import Log
+
+if TYPE_CHECKING:
+    from servesim.config.profiles import GpuProfile, ModelProfile
+    from servesim.cost.memory import MemoryBudget
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A log, and what was simulated to get it; ``scenario.engine`` has every default filled in."""
+
+    scenario: Scenario
+    gpu: GpuProfile
+    model: ModelProfile
+    memory: MemoryBudget
+    log: Log
+
+    @property
+    def config_hash(self) -> str:
+        """Twelve hex digits that change with any value of the scenario or of a profile.
+
+        The seed is a value of the scenario. The content of a trace file is not covered, only its name.
+        """
+        parts = {
+            name: record.model_dump(mode="json")
+            for name, record in (("scenario", self.scenario), ("gpu", self.gpu), ("model", self.model))
+        }
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

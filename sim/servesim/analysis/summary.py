@@ -1,0 +1,123 @@
+"""The shape of a result: every figure of one run, in SI units, with its meaning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from servesim.analysis.caveats import Warned
+from servesim.analysis.distribution import Distribution
+
+if TYPE_CHECKING:
+    from servesim.cost.memory import MemoryBudget
+
+__all__ = ["KvUse", "Load", "SloCheck", "Summary"]
+
+
+@dataclass(frozen=True, slots=True)
+class SloCheck:
+    """A limit of the scenario beside what the run attained."""
+
+    metric: str
+    limit_s: float
+    p99_s: float
+    within: float
+    """Share of the completed requests that keep the limit."""
+
+    @property
+    def met(self) -> bool:
+        """The limit holds for the 99th percentile."""
+        return self.p99_s <= self.limit_s
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How full the engine was. Means over time run from the first arrival to the end of the last step."""
+
+    horizon_s: float
+    num_steps: int
+    busy_share: float
+    """Share of the horizon in which a step ran."""
+    queue_share: float
+    """Share of the horizon in which a request waited."""
+    mean_running: float
+    peak_running: int
+    mean_running_in_queue: float
+    """Mean of the running requests while others waited: the batch that the memory or the limits allow."""
+    mean_waiting: float
+    peak_waiting: int
+    mean_step_s: float
+    mean_step_decodes: float
+    mean_step_tokens: float
+    preemptions: int
+    preempted_requests: int
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+
+    @property
+    def prefix_cache_hit_rate(self) -> float:
+        """Prompt tokens found in the prefix cache over prompt tokens looked up; NaN without a look-up."""
+        return self.prefix_cache_hits / self.prefix_cache_queries if self.prefix_cache_queries else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class KvUse:
+    """Shares of the KV pool by class (`KV_CLASSES`), averaged over time."""
+
+    pool_tokens: int
+    mean: dict[str, float]
+    """Over the whole horizon."""
+    in_queue: dict[str, float]
+    """While a request waits; NaN when none ever did."""
+    mean_usage: float
+    """Mean share allocated to live requests: what vLLM's kv_cache_usage gauge shows."""
+    peak_usage: float
+    sharing: float
+    """Logical over physical token slots: 1 when no two requests share a block; NaN with nothing stored."""
+    adds_up: bool
+    """The six classes added up to the same pool at the begin and end of every row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that the result block, the JSON and the comparison of two runs need."""
+
+    name: str
+    model: str
+    gpu: str
+    num_gpus: int
+    seed: int
+    config_hash: str
+    interrupted: bool
+    num_prompts: int
+    request_rate: float | None
+    """Configured, requests per second; inf: a burst or a closed loop; None: a trace with its own times."""
+    burstiness: float | None
+    max_concurrency: int | None
+    offered_rate: float
+    """Requests per second that in fact arrived, between the first and the last arrival."""
+    duration_s: float
+    """First arrival to last finish (to the end of the simulation when it was interrupted)."""
+    completed: int
+    failed: int
+    unfinished: int
+    total_input_tokens: int
+    total_output_tokens: int
+    request_throughput: float
+    request_goodput: float | None
+    """Completed requests per second that keep every limit of the SLO; None without an SLO."""
+    output_throughput: float
+    total_token_throughput: float
+    max_output_tokens_per_s: float
+    max_concurrent_requests: int
+    ttft: Distribution
+    tpot: Distribution
+    itl: Distribution
+    e2el: Distribution
+    queue: Distribution
+    slo: tuple[SloCheck, ...]
+    load: Load
+    kv: KvUse
+    memory: MemoryBudget
+    warnings: tuple[Warned, ...]

@@ -1,0 +1,135 @@
+"""The step log as a function of time: rows without holes, time-weighted means, means in time bins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servesim.engine.events import StepLog
+
+__all__ = ["KV_CLASSES", "ExpandedSteps", "Timeline", "expand_steps", "timeline"]
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+KV_CLASSES = ("tokens", "reserved", "internal", "external", "cached", "free")
+"""Where a token slot of the KV pool can be; the six add up to the pool at every step."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedSteps:
+    """One entry per step: the row it belongs to, how long it took and when it ended."""
+
+    row: Integers
+    duration_s: Floats
+    end_s: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Rows that touch: runs of identical steps, and idle rows (``steps`` 0) where no step ran.
+
+    ``columns`` are the integer columns of StepLog. A quantity that changes inside a row is taken to
+    change by the same amount from step to step. While idle nothing runs or waits; the log does not say
+    how much of the prefix cache is left then, so an idle row takes what the next step finds cached.
+    """
+
+    start_s: Floats
+    duration_s: Floats
+    first_s: Floats
+    growth_s: Floats
+    columns: Mapping[str, Integers]
+
+    @property
+    def horizon_s(self) -> float:
+        """Time from the first arrival to the end of the last step."""
+        return float(self.duration_s.sum())
+
+    def __len__(self) -> int:
+        return len(self.start_s)
+
+    def kv(self, name: str) -> tuple[Integers, Integers]:
+        """Slots of a KV class (or ``logical``) in the first and in the last step of every row."""
+        return self.columns[f"kv_{name}"], self.columns[f"end_kv_{name}"]
+
+    def integral(self, first: Integers, last: Integers) -> Floats:
+        """Integral over each row's time of what goes evenly from ``first`` to ``last`` in its steps.
+
+        Sum over j < n of (first + j d)(first_s + j growth_s), with d = (last - first) / (n - 1).
+        """
+        steps = self.columns["steps"].astype(np.float64)
+        slope = (last - first) / np.maximum(steps - 1, 1)
+        sum_j = steps * (steps - 1) / 2
+        sum_jj = sum_j * (2 * steps - 1) / 3
+        stepped = first * (steps * self.first_s + sum_j * self.growth_s) + slope * (
+            sum_j * self.first_s + sum_jj * self.growth_s
+        )
+        return np.where(steps > 0, stepped, first * self.duration_s)
+
+    def mean(self, first: Integers, last: Integers, where: NDArray[np.bool_] | None = None) -> float:
+        """Time-weighted mean over the rows of ``where`` (default all); NaN when they last no time."""
+        integral, duration_s = self.integral(first, last), self.duration_s
+        if where is not None:
+            integral, duration_s = integral[where], duration_s[where]
+        total_s = float(duration_s.sum())
+        return float(integral.sum()) / total_s if total_s > 0 else float("nan")
+
+    def bin_means(self, edges_s: Floats, first: Integers, last: Integers) -> Floats:
+        """Time-weighted means between edges; inside a row the quantity is a straight line in time."""
+        begin, duration_s = self.start_s, self.duration_s
+        change = last - first
+        cumulated = np.concatenate(([0.0], np.cumsum((first + change / 2) * duration_s)))
+        row = np.clip(np.searchsorted(begin, edges_s, side="right") - 1, 0, len(begin) - 1)
+        inside_s = np.clip(edges_s - begin[row], 0.0, duration_s[row])
+        slope = np.divide(change, duration_s, out=np.zeros(len(begin)), where=duration_s > 0)
+        at_edge = cumulated[row] + first[row] * inside_s + slope[row] * inside_s**2 / 2
+        return np.asarray(np.diff(at_edge) / np.diff(edges_s))
+
+
+def timeline(steps: StepLog, begin_s: float) -> Timeline:
+    """The log's rows from ``begin_s`` (the first arrival) on, with idle rows put into the holes."""
+    floats = {name: np.array(steps.columns[name], dtype=np.float64) for name in StepLog.floats}
+    integers = {name: np.array(steps.columns[name], dtype=np.int64) for name in StepLog.integers}
+    start_s = floats["start_s"]
+    duration_s = _row_duration_s(integers["steps"], floats["first_s"], floats["growth_s"])
+    before_s = np.concatenate(([begin_s], start_s + duration_s))[: len(start_s)]
+    hole_s = start_s - before_s
+    # Clock readings that differ only by rounding are not a hole.
+    holes = np.flatnonzero(hole_s > 1e-9 * np.maximum(1.0, np.abs(start_s)))
+    idle = {name: np.zeros(len(holes), dtype=np.int64) for name in StepLog.integers}
+    if len(holes):
+        cached = integers["kv_cached"][holes]
+        pool = sum(integers[f"kv_{name}"][holes] for name in KV_CLASSES)
+        idle |= {
+            "kv_cached": cached,
+            "end_kv_cached": cached,
+            "kv_free": pool - cached,
+            "end_kv_free": pool - cached,
+        }
+    return Timeline(
+        start_s=np.insert(start_s, holes, before_s[holes]),
+        duration_s=np.insert(duration_s, holes, hole_s[holes]),
+        first_s=np.insert(floats["first_s"], holes, 0.0),
+        growth_s=np.insert(floats["growth_s"], holes, 0.0),
+        columns={name: np.insert(integers[name], holes, idle[name]) for name in StepLog.integers},
+    )
+
+
+def expand_steps(line: Timeline) -> ExpandedSteps:
+    """Every step of every row with its own duration: step j takes ``first_s + j * growth_s``."""
+    steps = line.columns["steps"]
+    row = np.repeat(np.arange(len(steps)), steps)
+    j = np.arange(len(row)) - np.repeat(np.cumsum(steps) - steps, steps)
+    first_s, growth_s = line.first_s[row], line.growth_s[row]
+    return ExpandedSteps(
+        row=row,
+        duration_s=first_s + j * growth_s,
+        end_s=line.start_s[row] + (j + 1) * (first_s + j * growth_s / 2),
+    )
+
+
+def _row_duration_s(steps: Integers, first_s: Floats, growth_s: Floats) -> Floats:
+    return steps * (first_s + (steps - 1) * growth_s / 2)

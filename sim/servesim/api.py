@@ -1,0 +1,194 @@
+"""What a notebook imports: load a scenario, simulate it, compare two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from servesim.analysis.metrics import summarise
+from servesim.analysis.run import Run
+from servesim.analysis.summary import Summary
+from servesim.config.defaults import resolve_engine
+from servesim.config.load import LoadedScenario, load_scenario
+from servesim.config.profiles import load_gpu, load_model
+from servesim.config.scenario import EngineConfig
+from servesim.cost.budget import MemoryBudget
+from servesim.cost.memory import memory_budget
+from servesim.cost.step_time import build_step_time
+from servesim.engine.build import build_scheduler
+from servesim.engine.loop import simulate as simulate_engine
+from servesim.workload.build import build_workload
+from servesim.workload.request import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Comparison", "Result", "check", "compare", "load", "simulate"]
+
+load = load_scenario
+
+Source = LoadedScenario | str | Path
+Progress = Callable[[int, int, float], None]
+"""Called with (requests ended, requests in all, simulated seconds)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished simulation; tables and files are made when they are asked for."""
+
+    run: Run
+
+    @cached_property
+    def summary(self) -> Summary:
+        """Every figure of the run, in SI units."""
+        return summarise(self.run)
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """One row per request."""
+        from servesim.analysis.tables import requests_frame
+
+        return requests_frame(self.run.log)
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row per run of identical steps."""
+        from servesim.analysis.tables import steps_frame
+
+        return steps_frame(self.run.log)
+
+    @property
+    def kv(self) -> pd.DataFrame:
+        """The KV pool by class over time, in token slots."""
+        from servesim.analysis.tables import kv_frame
+
+        return kv_frame(self.run.log)
+
+    def __str__(self) -> str:
+        from servesim.report.terminal import result_text
+
+        return result_text(self.summary)
+
+    def to_json(self) -> str:
+        """One JSON object: vLLM's benchmark keys, then ours."""
+        from servesim.report.as_json import to_json
+
+        return to_json(self.summary)
+
+    def to_html(self) -> str:
+        """The report as one offline page."""
+        from servesim.report.html import report_html
+
+        return report_html(self.run, self.summary)
+
+    def files(self) -> dict[str, str]:
+        """Everything that ``servesim run --out`` writes, by file name."""
+        from servesim.analysis.tables import to_csv
+
+        tables = {"requests": self.requests, "steps": self.steps, "kv": self.kv}
+        return {
+            "report.html": self.to_html(),
+            "result.json": self.to_json(),
+            **{f"{name}.csv": to_csv(table) for name, table in tables.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two simulations of the same random numbers."""
+
+    a: Result
+    b: Result
+
+    def __str__(self) -> str:
+        from servesim.report.terminal import comparison_text
+
+        return comparison_text(self.a.summary, self.b.summary)
+
+    def to_json(self) -> str:
+        """Both results and the table of differences."""
+        from servesim.report.as_json import comparison_json
+
+        return comparison_json(self.a.summary, self.b.summary)
+
+    def to_html(self) -> str:
+        """Both results in one offline page."""
+        from servesim.report.html import comparison_html
+
+        return comparison_html((self.a.run, self.a.summary), (self.b.run, self.b.summary))
+
+    def files(self) -> dict[str, str]:
+        """Everything that ``servesim compare --out`` writes, by file name."""
+        return {"compare.html": self.to_html(), "compare.json": self.to_json()}
+
+
+def simulate(
+    scenario: Source,
+    *,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Simulate a scenario: a loaded one, a file or a shipped name.
+
+    ``overrides`` are texts like ``"engine.block_size=32"``. Once ``stop()`` is true the simulation ends
+    early and its result is marked as partial. Raises ServesimError for anything its author can mend.
+    """
+    prepared = _prepare(scenario, overrides)
+    engine, total, ended = prepared.engine, prepared.workload.num_requests, 0
+
+    def on_end(now_s: float) -> None:
+        nonlocal ended
+        ended += 1
+        if progress is not None:
+            progress(ended, total, now_s)
+
+    step_time = build_step_time(prepared.model, prepared.gpu, engine)
+    log = simulate_engine(
+        prepared.workload,
+        build_scheduler(engine, prepared.memory, step_time.windows),
+        step_time,
+        pipeline_depth=2 if engine.async_scheduling else 1,
+        on_end=on_end,
+        stop=stop,
+    )
+    resolved = prepared.loaded.scenario.model_copy(update={"engine": engine})
+    return Result(Run(resolved, prepared.gpu, prepared.model, prepared.memory, log))
+
+
+def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: Any) -> Comparison:
+    """Simulate two scenarios; what they draw at random is the same wherever they ask for the same."""
+    return Comparison(
+        simulate(a, overrides=overrides, **options), simulate(b, overrides=overrides, **options)
+    )
+
+
+def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedScenario, MemoryBudget, int]:
+    """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
+    prepared = _prepare(scenario, overrides)
+    build_step_time(prepared.model, prepared.gpu, prepared.engine)
+    return prepared.loaded, prepared.memory, prepared.workload.num_requests
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    loaded: LoadedScenario
+    gpu: Any
+    model: Any
+    engine: EngineConfig
+    memory: MemoryBudget
+    workload: Workload
+
+
+def _prepare(source: Source, overrides: Sequence[str]) -> _Prepared:
+    loaded = source if isinstance(source, LoadedScenario) else load_scenario(source, overrides)
+    scenario = loaded.scenario
+    gpu = load_gpu(str(loaded.find("gpus", scenario.hardware.gpu)))
+    model = load_model(str(loaded.find("models", scenario.model)))
+    engine = resolve_engine(scenario.engine, model, gpu)
+    memory = memory_budget(model, gpu, engine)
+    workload = build_workload(scenario.workload, scenario.seed, lambda name: loaded.find("traces", name))
+    return _Prepared(loaded, gpu, model, engine, memory, workload)

@@ -1,0 +1,191 @@
+"""The commands. Results go to stdout, the same bytes for the same seed; everything else goes to stderr."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from servesim.errors import ServesimError
+
+if TYPE_CHECKING:
+    from servesim.api import Comparison, Result
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="servesim",
+    help="Simulate LLM inference serving: how many GPUs, where the KV-cache memory goes, what breaks first.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Scenario = Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value; may be repeated.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers, instead of the scenario's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for the report and the tables; out/NAME when not given.")
+]
+
+
+@app.command()
+def run(
+    scenario: Scenario, set_: Overrides = None, seed: Seed = None, json: AsJson = False, out: Out = None
+) -> None:
+    """Simulate a scenario; print the result and write a report. With --json only --out writes files."""
+    from servesim import api
+    from servesim.report.terminal import warnings_text
+
+    loaded = api.load(scenario, _overrides(set_, seed))
+    name = loaded.scenario.name
+    with _output(out, name, wanted=out is not None or not json) as write:
+        with _stoppable() as stop, _progress(name) as progress:
+            result = api.simulate(loaded, progress=progress, stop=stop)
+        _print(result, json)
+        if not json:
+            typer.echo(warnings_text(result.summary), nl=False)
+        write(result)
+    if result.run.log.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+def compare(
+    a: Scenario,
+    b: Scenario,
+    set_: Overrides = None,
+    seed: Seed = None,
+    json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Simulate two scenarios on the same random numbers and show where they differ."""
+    from servesim import api
+
+    loaded = [api.load(each, _overrides(set_, seed)) for each in (a, b)]
+    names = [each.scenario.name for each in loaded]
+    with _output(out, "-against-".join(names), wanted=out is not None or not json) as write:
+        results = []
+        with _stoppable() as stop:
+            for each, name in zip(loaded, names, strict=True):
+                with _progress(name) as progress:
+                    results.append(api.simulate(each, progress=progress, stop=stop))
+        comparison = api.Comparison(*results)
+        _print(comparison, json)
+        write(comparison)
+    if any(result.run.log.interrupted for result in results):
+        raise typer.Exit(130)
+
+
+@app.command()
+def check(scenario: Scenario, set_: Overrides = None, seed: Seed = None) -> None:
+    """Validate a scenario, its files and its memory without simulating."""
+    from servesim import api
+
+    loaded, memory, requests = api.check(scenario, overrides=_overrides(set_, seed))
+    typer.echo(
+        f"{loaded.scenario.name}: ok; {requests:,} requests, {memory.num_gpu_blocks:,} KV blocks, "
+        f"{memory.kv_cache_tokens:,} KV tokens"
+    )
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="gpus, models or scenarios.")], json: AsJson = False
+) -> None:
+    """List the GPUs, models or scenarios that a scenario can name."""
+    from servesim.report.catalog import list_json, list_text
+
+    typer.echo(list_json(kind) if json else list_text(kind), nl=False)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name or path of a GPU, a model or a scenario.")],
+    json: AsJson = False,
+) -> None:
+    """Show what is known about a GPU, a model or a scenario, with sources."""
+    from servesim.report.catalog import show_json, show_text
+
+    typer.echo(show_json(name) if json else show_text(name), nl=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of scenario files."""
+    from servesim.config.schema import schema_text
+
+    typer.echo(schema_text(), nl=False)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends with its message and status 2."""
+    try:
+        app()
+    except ServesimError as error:
+        typer.echo(f"servesim: {error}", err=True)
+        sys.exit(2)
+
+
+def _overrides(set_: list[str] | None, seed: int | None) -> list[str]:
+    return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
+
+
+def _print(result: Result | Comparison, json: bool) -> None:
+    typer.echo(result.to_json() if json else str(result), nl=False)
+
+
+@contextmanager
+def _output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[Any], None]]:
+    """A writer into a folder that is known to be writable before anything is simulated."""
+    if not wanted:
+        yield lambda result: None
+        return
+    from servesim.report.folder import prepare_folder, write_files
+
+    folder = prepare_folder(out or Path("out") / name)
+
+    def write(result: Result | Comparison) -> None:
+        files = result.files()
+        write_files(folder, files)
+        typer.echo(f"Wrote {folder}{'/'}{{{','.join(files)}}}", err=True)
+
+    yield write
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Turn a first Ctrl-C into an orderly stop; a second one ends the program at once."""
+    stopped = False
+
+    def on_interrupt(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, before)
+        typer.echo("Stopping: the results below are partial.", err=True)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int, float], None]]:
+    """Progress with the time left on stderr, for simulations of more than two seconds."""
+    from servesim.report.progress import Progress
+
+    progress = Progress(name)
+    try:
+        yield progress.update
+    finally:
+        progress.close()

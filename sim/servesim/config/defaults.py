@@ -1,0 +1,126 @@
+"""An engine's defaults: what vLLM's API server fills in, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from servesim.config.gpu_profile import GpuProfile
+from servesim.config.model_profile import ModelProfile
+from servesim.config.scenario import EngineConfig
+from servesim.errors import ConfigError, Problem
+
+__all__ = ["resolve_engine", "tensor_parallel_problems"]
+
+_GIB = 2**30
+
+
+class _Limits(NamedTuple):
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -> EngineConfig:
+    """``engine`` with every empty value filled as vLLM's API server fills it for this model and GPU.
+
+    Raises ConfigError with everything that vLLM would refuse at start-up.
+    Source: vLLM 0.26 and 0.33, engine arguments and scheduler configuration.
+    """
+    max_model_len = engine.max_model_len or model.max_position_embeddings
+    limits = _default_limits(gpu, engine)
+    max_num_seqs = engine.max_num_seqs or limits.max_num_seqs
+    max_num_batched_tokens = engine.max_num_batched_tokens
+    if max_num_batched_tokens is None:
+        max_num_batched_tokens = limits.max_num_batched_tokens
+        if not engine.enable_chunked_prefill:
+            max_num_batched_tokens = max(max_num_batched_tokens, max_model_len)
+        max_num_batched_tokens = min(max_num_batched_tokens, max_num_seqs * max_model_len)
+    if engine.max_num_seqs is None:
+        max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
+    resolved = engine.model_copy(
+        update={
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+        }
+    )
+    problems = [
+        *_limit_problems(resolved, model, max_model_len, max_num_seqs, max_num_batched_tokens),
+        *tensor_parallel_problems(model, engine.tensor_parallel_size),
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return resolved
+
+
+def _default_limits(gpu: GpuProfile, engine: EngineConfig) -> _Limits:
+    """vLLM's limits by the memory that CUDA reports; it treats every A100 as a small GPU."""
+    memory_gib = gpu.cuda_memory_bytes / _GIB
+    if engine.version == "0.33" and memory_gib >= 160:
+        return _Limits(16384, 1024)
+    if memory_gib >= 70 and "a100" not in f"{gpu.name} {gpu.label}".lower():
+        return _Limits(8192, 1024)
+    return _Limits(2048, 256)
+
+
+def _limit_problems(
+    engine: EngineConfig,
+    model: ModelProfile,
+    max_model_len: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+) -> list[Problem]:
+    problems = []
+    if max_model_len > model.max_position_embeddings:
+        problems.append(
+            Problem(
+                f"{model.name} was trained for {model.max_position_embeddings} positions",
+                path="engine.max_model_len",
+                got=str(max_model_len),
+                next_step=f"set engine.max_model_len to at most {model.max_position_embeddings}",
+            )
+        )
+    if max_num_batched_tokens < max_num_seqs:
+        problems.append(
+            Problem(
+                "a step must have room for one token of every sequence",
+                path="engine.max_num_batched_tokens",
+                got=f"{max_num_batched_tokens} with max_num_seqs {max_num_seqs}",
+                next_step=f"raise it to at least {max_num_seqs}, "
+                f"or set engine.max_num_seqs: {max_num_batched_tokens}",
+            )
+        )
+    if not engine.enable_chunked_prefill and max_num_batched_tokens < max_model_len:
+        problems.append(
+            Problem(
+                "without chunked prefill a step must have room for the longest prompt",
+                path="engine.max_num_batched_tokens",
+                got=f"{max_num_batched_tokens} with max_model_len {max_model_len}",
+                next_step=f"raise it to at least {max_model_len}, lower engine.max_model_len, "
+                "or set engine.enable_chunked_prefill: true",
+            )
+        )
+    return problems
+
+
+def tensor_parallel_problems(model: ModelProfile, degree: int) -> list[Problem]:
+    """Why ``model`` cannot be split over ``degree`` GPUs; empty when it can."""
+    reasons = []
+    if model.num_attention_heads % degree:
+        reasons.append(f"{model.num_attention_heads} attention heads")
+    if model.mla is None and model.num_kv_heads % degree and degree % model.num_kv_heads:
+        reasons.append(f"{model.num_kv_heads} KV heads")
+    widths = {model.intermediate_size} if model.num_dense_layers else set()
+    if model.moe:
+        widths.add(model.moe.intermediate_size)
+    reasons += [f"an MLP width of {width}" for width in sorted(widths) if width % degree]
+    if not reasons:
+        return []
+    possible = [str(d) for d in (1, 2, 4, 8, 16) if d < degree and not tensor_parallel_problems(model, d)]
+    return [
+        Problem(
+            f"{model.name} has {' and '.join(reasons)}, which this many GPUs cannot share evenly",
+            path="engine.tensor_parallel_size",
+            got=str(degree),
+            next_step=f"choose one of {', '.join(possible)}",
+        )
+    ]

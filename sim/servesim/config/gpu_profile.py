@@ -1,0 +1,185 @@
+"""A GPU in SI units, and how one without measurements borrows the efficiency of one that has them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from servesim.config.record import Record
+
+__all__ = [
+    "AllReduceEfficiency",
+    "DecodeAttentionEfficiency",
+    "Efficiency",
+    "GemmEfficiency",
+    "GpuProfile",
+    "PrefillAttentionEfficiency",
+    "derive_all_reduce",
+    "derive_decode_attention",
+    "derive_gemm",
+]
+
+DataType = Literal["fp32", "tf32", "bf16", "fp8", "int8", "fp4"]
+KernelType = Literal["bf16", "fp8"]
+Share = Annotated[float, Field(gt=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Degree = Annotated[int, Field(ge=2)]
+
+
+class GemmEfficiency(Record):
+    """Matrix products: launch_s + (compute_time^knee + memory_time^knee)^(1/knee)."""
+
+    compute: Share
+    """Share of the type's peak rate that large products reach."""
+    memory: Share
+    """Share of the HBM bandwidth that weight streaming reaches."""
+    launch_s: Seconds
+    knee: Annotated[float, Field(ge=1, le=1000)]
+    """Exponent of the sum: large when compute and memory overlap fully, 1 when they add up."""
+    wave: Annotated[float, Field(ge=0, le=10)]
+    """Weight of the last wave of tiles that leaves SMs idle."""
+
+
+class DecodeAttentionEfficiency(Record):
+    """Decode attention: launch_s + per_seq_kv_head_s * sequences * heads + bytes / (bandwidth * memory)."""
+
+    launch_s: Seconds
+    per_seq_kv_head_s: Seconds
+    memory: Share
+
+
+class PrefillAttentionEfficiency(Record):
+    """Prefill attention: launch_s + operations / (peak * compute) * (1 + short_tokens / tokens)."""
+
+    launch_s: Seconds
+    compute: Share
+    short_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class AllReduceEfficiency(Record):
+    """Sum over the GPUs of one model: a one-shot law for small messages, bus bandwidth for large ones."""
+
+    small_launch_s: Seconds
+    small_bytes_per_s: Positive
+    large_launch_s: Seconds
+    large_bus_bytes_per_s: Positive
+
+
+class Efficiency(Record):
+    """How much of its peaks a GPU's serving kernels reach; laws and symbols: docs/model.md."""
+
+    provenance: str
+    gemm: dict[KernelType, GemmEfficiency]
+    decode_attention: dict[KernelType, DecodeAttentionEfficiency]
+    """Keyed by the type of the KV cache."""
+    prefill_attention: PrefillAttentionEfficiency
+    all_reduce: dict[Degree, AllReduceEfficiency]
+    """Keyed by tensor_parallel_size."""
+    elementwise_launch_s: Seconds
+    """Time of one elementwise kernel; a layer has four."""
+
+
+class GpuProfile(Record):
+    """One GPU."""
+
+    name: str
+    label: str
+    vendor: str
+    architecture: str
+    marketed_memory: str
+    memory_bytes: int
+    """As the driver's tool (nvidia-smi) reports it."""
+    cuda_memory_bytes: int
+    """What a process sees as the total: the driver keeps the rest for itself."""
+    hbm_bandwidth_bytes_per_s: float
+    sm_count: int
+    boost_clock_hz: float
+    shared_memory_per_sm_bytes: int
+    register_file_per_sm_bytes: int
+    l2_bytes: int
+    on_chip_bandwidth_bytes_per_s: float
+    """Shared memory of all SMs together at boost clock."""
+    peak_flops_per_s: dict[DataType, float]
+    """Dense; a type that the GPU lacks is absent."""
+    best_gemm_flops_per_s: dict[DataType, float]
+    """The fastest matrix product that somebody measured; absent where nobody did."""
+    link_bandwidth_bytes_per_s: float
+    """Per direction; 0 when GPUs speak over PCIe only."""
+    link_max_gpus: int
+    """GPUs that one link domain joins; 1 without a link."""
+    link_per_peer_bytes_per_s: float | None
+    """Per direction to one peer, where links are point to point and not through a switch."""
+    pcie_bandwidth_bytes_per_s: float
+    """Per direction."""
+    tdp_w: float
+    price_per_hour_usd: float | None
+    price_as_of: str | None
+    efficiency: Efficiency
+    sources: dict[str, str]
+    """Source of every field, or "unverified"."""
+
+    def peer_bandwidth_bytes_per_s(self, num_gpus: int) -> float:
+        """Per direction, what one of ``num_gpus`` cooperating GPUs can send to the others."""
+        if num_gpus > self.link_max_gpus:
+            return self.pcie_bandwidth_bytes_per_s
+        if self.link_per_peer_bytes_per_s is not None:
+            return min(self.link_bandwidth_bytes_per_s, (num_gpus - 1) * self.link_per_peer_bytes_per_s)
+        return self.link_bandwidth_bytes_per_s
+
+
+def derive_gemm(own: GpuProfile, base: GpuProfile) -> dict[KernelType, GemmEfficiency]:
+    """Rule for matrix products: the base GPU's coefficients, for the types that the own GPU has.
+
+    Where the own GPU's best bf16 product is known, its share of the peak replaces the base's `compute`
+    (on the four measured GPUs the two agree within 6 %), and `compute` of fp8 moves by the same factor.
+    """
+    gemm = {kind: law for kind, law in base.efficiency.gemm.items() if kind in own.peak_flops_per_s}
+    best, peak = own.best_gemm_flops_per_s.get("bf16"), own.peak_flops_per_s.get("bf16")
+    if best is None or peak is None:
+        return gemm
+    factor = best / peak / base.efficiency.gemm["bf16"].compute
+    return {
+        kind: law.model_copy(update={"compute": min(1.0, law.compute * factor)}) for kind, law in gemm.items()
+    }
+
+
+def derive_decode_attention(
+    own: GpuProfile, base: GpuProfile, fp8_base: GpuProfile
+) -> dict[KernelType, DecodeAttentionEfficiency]:
+    """Rule for decode attention: the base GPU's coefficients; the time per sequence and KV head by 1 / SMs.
+
+    That time is work spread over the SMs: times the SM count it is the same on A100 and H100 (3.1 us).
+    An fp8 cache that the base lacks is taken from ``fp8_base``; on a GPU without fp8 it stays absent.
+    """
+    laws = {kind: (law, base) for kind, law in base.efficiency.decode_attention.items()}
+    if "fp8" in fp8_base.efficiency.decode_attention:
+        laws.setdefault("fp8", (fp8_base.efficiency.decode_attention["fp8"], fp8_base))
+    if "fp8" not in own.peak_flops_per_s:
+        laws.pop("fp8", None)
+    return {
+        kind: law.model_copy(
+            update={"per_seq_kv_head_s": law.per_seq_kv_head_s * source.sm_count / own.sm_count}
+        )
+        for kind, (law, source) in laws.items()
+    }
+
+
+def derive_all_reduce(own: GpuProfile, base: GpuProfile) -> dict[int, AllReduceEfficiency]:
+    """Rule for all-reduce: the base's bandwidths by the ratio of what a GPU can send to its peers.
+
+    A group that no link joins goes over PCIe, where vLLM's one-shot kernel is off: small messages then pay
+    the launch of the large-message law.
+    """
+    laws: dict[int, AllReduceEfficiency] = {}
+    for degree, law in base.efficiency.all_reduce.items():
+        ratio = own.peer_bandwidth_bytes_per_s(degree) / base.peer_bandwidth_bytes_per_s(degree)
+        linked = degree <= own.link_max_gpus
+        laws[degree] = AllReduceEfficiency(
+            small_launch_s=law.small_launch_s if linked else law.large_launch_s,
+            small_bytes_per_s=law.small_bytes_per_s * ratio,
+            large_launch_s=law.large_launch_s,
+            large_bus_bytes_per_s=law.large_bus_bytes_per_s * ratio,
+        )
+    return laws

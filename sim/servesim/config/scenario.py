@@ -1,0 +1,127 @@
+"""What a scenario file may say: the schema of one simulated deployment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from servesim.config.record import Record, RuleError
+from servesim.config.workload import WorkloadConfig
+
+__all__ = ["EngineConfig", "HardwareConfig", "LinearStepTime", "OperatorStepTime", "Scenario", "SloConfig"]
+
+EngineVersion = Literal["0.22", "0.26", "0.33"]
+
+
+class HardwareConfig(Record):
+    """The GPUs of the deployment."""
+
+    gpu: str
+    """Name of a file in hardware/gpus, or a path to one."""
+    replicas: Literal[1] = 1
+    """Number of independent engines. Only 1 for now: fleets are not modelled yet (docs/limits.md)."""
+
+
+class OperatorStepTime(Record):
+    """Step time from the additive law of operators, with the GPU's efficiency coefficients."""
+
+    law: Literal["operators"] = "operators"
+    host: Literal["auto", "vllm-2023", "v0.6", "v1-sync", "v1-async", "none"] = "auto"
+    """Profile of the time the engine's CPU side adds to a step; auto follows async_scheduling."""
+
+
+class LinearStepTime(Record):
+    """Step time base_s + per_token_s * scheduled tokens + per_context_token_s * KV tokens attended."""
+
+    law: Literal["linear"]
+    base_s: float = Field(ge=0)
+    per_token_s: float = Field(default=0.0, ge=0)
+    per_context_token_s: float = Field(default=0.0, ge=0)
+
+
+def _law(step_time: Any) -> Any:
+    """The law that a step_time section names; one that names none means operators, the default."""
+    return (
+        step_time.get("law", "operators") if isinstance(step_time, dict) else getattr(step_time, "law", None)
+    )
+
+
+StepTimeConfig = Annotated[
+    Annotated[OperatorStepTime, Tag("operators")] | Annotated[LinearStepTime, Tag("linear")],
+    Discriminator(_law),
+]
+
+
+class EngineConfig(Record):
+    """The serving engine, in vLLM's names and with vLLM's defaults."""
+
+    version: EngineVersion = "0.26"
+    """vLLM version whose scheduler is followed: 0.22 (also 0.20), 0.26 (0.24 to 0.32) or 0.33."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Type of activations and unquantised weights; auto is bfloat16."""
+    quantization: Literal["none", "fp8"] = "none"
+    """Type of the linear layers' weights; embeddings and the LM head keep dtype."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    gpu_memory_utilization: float = Field(default=0.92, gt=0, le=1)
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens (prompt and output) of one request; empty takes the model's maximum."""
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    """Most requests in one step; empty takes vLLM's default for the GPU's memory size."""
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens in one step; empty takes vLLM's default for the GPU's memory size."""
+    block_size: int = Field(default=16, ge=1)
+    """Tokens in one KV block."""
+    num_gpu_blocks_override: int | None = Field(default=None, ge=2)
+    """KV blocks of the pool, with the null block, instead of what the memory budget gives."""
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    """KV bytes per GPU instead of what the memory budget gives."""
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = Field(default=0, ge=0)
+    """Most prompt tokens that one request may prefill in a step; 0 sets no limit."""
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    async_scheduling: bool = True
+    watermark: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the blocks that must stay free when a waiting request is admitted beside running ones."""
+    scheduler_reserve_full_isl: bool = True
+    """Admit a request only when its whole prompt fits, not only its first chunk."""
+    enforce_eager: bool = False
+    """Run without CUDA graphs."""
+    allocator: Literal["paged", "contiguous-max"] = "paged"
+    """paged is vLLM's; contiguous-max reserves max_model_len consecutive slots for every request."""
+    step_time: StepTimeConfig = OperatorStepTime()
+
+
+class SloConfig(Record):
+    """Latency limits; a request that keeps its per-request limits counts for the goodput."""
+
+    ttft_p99_s: float | None = Field(default=None, gt=0)
+    tpot_p99_s: float | None = Field(default=None, gt=0)
+    e2e_p99_s: float | None = Field(default=None, gt=0)
+
+
+class Scenario(Record):
+    """One deployment under one workload."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    model: str
+    """Name of a file in hardware/models, or a path to one."""
+    hardware: HardwareConfig
+    engine: EngineConfig = EngineConfig()
+    workload: WorkloadConfig
+    slo: SloConfig = SloConfig()
+    seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _contiguous_has_no_blocks_to_share(self) -> Scenario:
+        shares = "enable_prefix_caching" in self.engine.model_fields_set and self.engine.enable_prefix_caching
+        if shares and self.engine.allocator != "paged":
+            raise RuleError(
+                "needs allocator: paged (contiguous memory has no blocks to share)",
+                path=("engine", "enable_prefix_caching"),
+                next_step="remove it, or set it to false",
+            )
+        return self

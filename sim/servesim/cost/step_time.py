@@ -1,0 +1,81 @@
+"""The time of one engine step, from its shape."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from servesim.config.profiles import GpuProfile, ModelProfile
+from servesim.config.scenario import EngineConfig, LinearStepTime
+
+__all__ = ["UNLIMITED_STEPS", "AffineSteps", "StepShape", "StepTime", "build_step_time"]
+
+UNLIMITED_STEPS = 2**62
+"""num_steps of a run whose law never changes."""
+
+
+class StepShape(NamedTuple):
+    """What one step computes, whoever asked for it.
+
+    ``decode_context_tokens[i]`` is the sum, over the sequences that decode, of the KV tokens each attends
+    to (its new token included) under attention window ``StepTime.windows[i]``.
+    ``chunks`` are the prefill pieces as (new tokens, KV tokens already cached before them).
+    ``num_sampled`` is the number of sequences that yield a token.
+    """
+
+    num_decodes: int
+    decode_context_tokens: tuple[int, ...]
+    chunks: tuple[tuple[int, int], ...]
+    num_sampled: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the step: rows of the fused matrix products."""
+        return self.num_decodes + sum(tokens for tokens, _ in self.chunks)
+
+
+class AffineSteps(NamedTuple):
+    """Durations of consecutive steps: step j of the run takes ``first_s + j * growth_s``.
+
+    Holds for j < ``num_steps``; after that the law must be asked again.
+    """
+
+    first_s: float
+    growth_s: float
+    num_steps: int
+
+
+class StepTime(Protocol):
+    """A law of step time."""
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The distinct attention windows of the model's layers (None: full attention)."""
+        ...
+
+    def step_s(self, shape: StepShape) -> float:
+        """Seconds of one step: GPU and host together, as the engine's scheduling mode overlaps them."""
+        ...
+
+    def decode_steps(
+        self, num_decodes: int, context_tokens: tuple[int, ...], context_growth: tuple[int, ...]
+    ) -> AffineSteps:
+        """Durations of a run of pure decode steps.
+
+        ``context_tokens`` as in StepShape at the first step; each step adds ``context_growth``.
+        Equals ``step_s`` on every step of the run.
+        """
+        ...
+
+
+def build_step_time(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> StepTime:
+    """The law that ``engine.step_time`` names; ``engine`` must be resolved (config.defaults.resolve_engine).
+
+    Raises ConfigError when the GPU lacks coefficients that the law needs.
+    """
+    # The laws build on the records above, so they can only be imported once those exist.
+    from servesim.cost.linear import LinearLaw
+    from servesim.cost.operators import OperatorLaw
+
+    if isinstance(engine.step_time, LinearStepTime):
+        return LinearLaw(engine.step_time)
+    return OperatorLaw(model, gpu, engine)

@@ -1,0 +1,57 @@
+"""From an engine's settings to its scheduler and KV cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from servesim.config.scenario import EngineConfig
+from servesim.cost.budget import MemoryBudget
+from servesim.engine.scheduler import Scheduler, SchedulerLimits
+from servesim.engine.versions import RULES
+from servesim.kv.base import KVCacheManager
+from servesim.kv.contiguous import ContiguousKVCache
+from servesim.kv.grouped import GroupedKVCache
+from servesim.kv.paged import PagedKVCache
+
+__all__ = ["build_scheduler"]
+
+
+def build_scheduler(
+    engine: EngineConfig, memory: MemoryBudget, windows: tuple[int | None, ...], *, one_by_one: bool = False
+) -> Scheduler:
+    """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine)."""
+    assert engine.max_num_seqs is not None
+    assert engine.max_num_batched_tokens is not None
+    assert engine.max_model_len is not None
+    rules = RULES[engine.version]
+    limits = SchedulerLimits(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_model_len=engine.max_model_len,
+        enable_chunked_prefill=engine.enable_chunked_prefill,
+        long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        priority_policy=engine.scheduling_policy == "priority",
+        watermark_blocks=int(engine.watermark * memory.num_gpu_blocks),
+        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+    )
+    kv: KVCacheManager[Any]
+    if engine.allocator == "contiguous-max":
+        kv = ContiguousKVCache(memory.contiguous_tokens, engine.max_model_len)
+    elif memory.kv_layout.group_windows != (None,):
+        kv = GroupedKVCache(
+            memory.num_gpu_blocks,
+            engine.block_size,
+            memory.kv_layout.group_windows,
+            in_flight_tokens=memory.kv_layout.in_flight_tokens,
+            max_model_len=engine.max_model_len,
+            enable_prefix_caching=engine.enable_prefix_caching,
+            blank_blocks_first=rules.blank_blocks_first,
+        )
+    else:
+        kv = PagedKVCache(
+            memory.num_gpu_blocks,
+            engine.block_size,
+            enable_prefix_caching=engine.enable_prefix_caching,
+            blank_blocks_first=rules.blank_blocks_first,
+        )
+    return Scheduler(limits, rules, kv, windows, one_by_one=one_by_one)

@@ -1,0 +1,137 @@
+"""What the scheduler keeps about a request, and what it decides for a step."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from math import nan
+from typing import Any
+
+from servesim.cost.step_time import StepShape
+from servesim.kv.base import Usage
+from servesim.workload.request import Request
+
+__all__ = ["Plan", "RequestState", "Status"]
+
+
+class Status(IntEnum):
+    """Ends first, in the order of Log.STATUSES."""
+
+    FINISHED_STOP = 0
+    FINISHED_LENGTH = 1
+    REFUSED = 2
+    RUNNING = 3
+    WAITING = 4
+
+
+class RequestState:
+    """A request in the engine, in vLLM's terms.
+
+    ``num_computed_tokens`` counts tokens whose KV exists or is being computed; it advances when a step is
+    scheduled. ``num_placeholders`` are output tokens that steps in flight will yield. While the request is
+    a member of the decode group (``grouped``), these three numbers are derived from the group's tick.
+    """
+
+    __slots__ = (
+        "admission",
+        "cached_tokens",
+        "emitted_s",
+        "emitted_step",
+        "final_waste",
+        "first_token_s",
+        "grouped",
+        "joined_step",
+        "num_computed_tokens",
+        "num_in_flight_tokens",
+        "num_output_tokens",
+        "num_placeholders",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "offset",
+        "output_limit",
+        "planned_step",
+        "request",
+        "scheduled_s",
+        "sequence",
+        "status",
+        "waste_from_slot",
+    )
+
+    def __init__(self, request: Request, sequence: Any, max_model_len: int) -> None:
+        self.request = request
+        self.sequence = sequence
+        self.admission = -1  # place in the order of admissions, the order of the running requests
+        self.status = Status.WAITING
+        self.num_prompt_tokens = request.prompt_tokens
+        self.output_limit = min(request.output_tokens, max_model_len - request.prompt_tokens)
+        self.num_computed_tokens = 0
+        self.num_output_tokens = 0
+        self.num_in_flight_tokens = 0  # scheduled, output not processed; kept one by one only
+        self.num_placeholders = 0
+        self.num_preemptions = 0
+        self.cached_tokens = -1  # not looked up yet
+        self.grouped = False
+        self.offset = 0
+        self.final_waste = 0  # slots it will hold and never fill, from slot waste_from_slot on
+        self.waste_from_slot = 0
+        self.planned_step = -1  # last step scheduled to yield a token of it
+        self.joined_step = -1  # step after which it decodes in the group
+        self.emitted_step = -1  # last step that did yield one, at emitted_s
+        self.emitted_s = self.scheduled_s = self.first_token_s = nan
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and accepted output."""
+        return self.num_prompt_tokens + self.num_output_tokens
+
+    @property
+    def final_slots(self) -> int:
+        """KV slots in use when the last token comes out; that token's own KV is never written."""
+        return self.num_prompt_tokens + self.output_limit - 1
+
+    @property
+    def priority_key(self) -> tuple[int, float, str]:
+        """vLLM's order under the priority policy, smallest first."""
+        return (self.request.priority, self.request.arrival_s, self.request.request_id)
+
+
+class Plan:
+    """One step as scheduled, and how many times it may run with nothing but lengths changing.
+
+    ``scheduled`` lists the requests handled one by one as (request, tokens, computed tokens before), in
+    vLLM's order; ``group_size`` more decode together. ``yielding`` are those of ``scheduled`` whose token
+    comes out; ``finishing`` are requests whose last token the plan's last step yields.
+    ``lookup`` is the prefix-cache look-up (tokens, hits) of a waiting request that did not fit.
+    """
+
+    __slots__ = (
+        "admitted",
+        "finishing",
+        "group_size",
+        "last_step",
+        "lookup",
+        "preempted",
+        "repeat",
+        "running",
+        "scheduled",
+        "shape",
+        "step",
+        "together",
+        "usage",
+        "waiting",
+        "yielding",
+    )
+
+    def __init__(self, step: int) -> None:
+        self.step = self.last_step = step
+        self.together = False  # scheduled by group and chunks, not one by one
+        self.scheduled: list[tuple[RequestState, int, int]] = []
+        self.yielding: list[RequestState] = []
+        self.admitted: list[RequestState] = []
+        self.preempted: list[RequestState] = []
+        self.finishing: list[RequestState] = []
+        self.group_size = 0
+        self.repeat = 1
+        self.lookup = (0, 0)
+        self.running = self.waiting = 0
+        self.shape = StepShape(0, (), (), 0)
+        self.usage: Usage

@@ -1,0 +1,86 @@
+"""The exception tree and the one message format.
+
+    ServesimError
+    ├── ConfigError            a scenario, profile or override that cannot be used (all its problems at once)
+    ├── TraceError             a trace file that is missing or has a malformed row
+    ├── MemoryDoesNotFitError  the model leaves no room for a KV cache on this hardware
+    └── OutputError            a place where results cannot be written
+
+Every message reads ``file:line:col  path  problem  got X  allowed or did you mean  -> next step``;
+parts that do not apply are left out.  The command line prints it and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "ConfigError",
+    "MemoryDoesNotFitError",
+    "OutputError",
+    "Problem",
+    "ServesimError",
+    "TraceError",
+    "did_you_mean",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, where it is, and what to do about it."""
+
+    problem: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+    path: str = ""
+    got: str = ""
+    hint: str = ""
+    next_step: str = ""
+
+    def __str__(self) -> str:
+        place = self.file
+        if self.line:
+            place += f":{self.line}" + (f":{self.column}" if self.column else "")
+        parts = [place, self.path, self.problem, f"got {self.got}" if self.got else "", self.hint]
+        text = "  ".join(part for part in parts if part)
+        return f"{text}  -> {self.next_step}" if self.next_step else text
+
+
+class ServesimError(Exception):
+    """A mistake that its user can mend; carries every problem found, one line each."""
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: Sequence[Problem] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class ConfigError(ServesimError):
+    """A scenario, profile or override that cannot be used."""
+
+
+class TraceError(ServesimError):
+    """A trace file that is missing or has a malformed row."""
+
+
+class MemoryDoesNotFitError(ServesimError):
+    """The model leaves no room for a KV cache on this hardware."""
+
+
+class OutputError(ServesimError):
+    """A place where results cannot be written."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The closest known words as a hint, or the list of all when none is close; case does not count."""
+    words = sorted(known)
+    longer = [name for name in words if word and name.lower().startswith(word.lower())]
+    if 1 <= len(longer) <= 3:
+        return f"did you mean {' or '.join(longer)}?"
+    lower = {name.lower(): name for name in words}
+    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {lower[close[0]]}?"
+    return f"allowed: {', '.join(words)}"

@@ -1,0 +1,120 @@
+"""What a scheduler asks of a KV-cache manager, whatever its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+__all__ = ["KVCacheManager", "PrefixHit", "Usage"]
+
+SequenceT = TypeVar("SequenceT")
+"""What a manager keeps about one request; opaque to everybody else."""
+
+
+class PrefixHit(NamedTuple):
+    """Leading tokens of a sequence whose KV the cache already holds.
+
+    ``num_evictable`` is how many of the blocks nobody uses at this moment: taking them also shrinks
+    the free queue. ``pieces`` is the manager's own.
+    """
+
+    num_tokens: int
+    num_blocks: int
+    num_evictable: int
+    pieces: tuple[Any, ...]
+
+
+class Usage(NamedTuple):
+    """The pool in token slots by class; all but ``logical`` add up to the pool.
+
+    tokens: written (or being written in this step) and still needed, a shared slot counted once.
+    reserved: allocated, empty, will be filled by its request. internal: allocated, never to be filled.
+    external: unusable between allocations. cached: reclaimable prefix-cache blocks. free: the rest.
+    logical: as tokens, a shared slot counted once per sharer.
+    """
+
+    tokens: int
+    reserved: int
+    internal: int
+    external: int
+    cached: int
+    free: int
+    logical: int
+
+
+class KVCacheManager(Protocol[SequenceT]):
+    """Owner of the KV pool. Every can_ question is asked before the act it speaks of."""
+
+    @property
+    def growth_block_size(self) -> int | None:
+        """Slots between two allocations of a decoding sequence; None when it never allocates again."""
+        ...
+
+    @property
+    def advances_together(self) -> bool:
+        """Whether decoding sequences may grow through grow and settle; else each is allocated for."""
+        ...
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Allocation units that are free, reclaimable ones included."""
+        ...
+
+    @property
+    def evictions(self) -> int:
+        """Prefix-cache blocks reclaimed so far."""
+        ...
+
+    def new_sequence(
+        self, prompt: Sequence[tuple[Hashable | None, int]], prompt_tokens: int, output_name: Hashable | None
+    ) -> SequenceT:
+        """A sequence with no memory yet, described by the content of its prompt."""
+        ...
+
+    def final_waste(self, final_slots: int) -> tuple[int, int]:
+        """Slots that a sequence of ``final_slots`` slots never fills, and from which slot it holds them."""
+        ...
+
+    def find_hit(self, sequence: SequenceT, num_tokens: int) -> PrefixHit | None:
+        """The longest cached prefix within the first ``num_tokens`` tokens; None when caching is off."""
+        ...
+
+    def num_blocks_needed(self, sequence: SequenceT, num_slots: int, hit: PrefixHit | None) -> int:
+        """Free blocks that holding ``num_slots`` slots would take, reclaimed hit blocks included."""
+        ...
+
+    def num_blocks_to_admit(self, sequence: SequenceT, num_tokens: int, hit: PrefixHit | None) -> int:
+        """Free blocks that a new sequence of ``num_tokens`` tokens must find before any is computed."""
+        ...
+
+    def release(self, sequence: SequenceT, num_processed_tokens: int) -> None:
+        """Free what attention will not look at again, once ``num_processed_tokens`` tokens are computed."""
+        ...
+
+    def allocate(self, sequence: SequenceT, num_slots: int, hit: PrefixHit | None) -> None:
+        """Give the sequence its hit blocks and memory for ``num_slots`` slots in all."""
+        ...
+
+    def cache(self, sequence: SequenceT, num_tokens: int) -> None:
+        """Make the full blocks of the first ``num_tokens`` tokens hit-able."""
+        ...
+
+    def grow(self, num_blocks: int) -> None:
+        """Take blocks for decoding sequences that advance together; ``settle`` says later who has them."""
+        ...
+
+    def settle(self, sequence: SequenceT, num_slots: int) -> None:
+        """Tell a sequence that grew through ``grow`` how many slots it has come to."""
+        ...
+
+    def free(self, sequence: SequenceT) -> None:
+        """Give back all memory of the sequence, its last blocks first."""
+        ...
+
+    def usage(self, computed_tokens: int, final_waste: int) -> Usage:
+        """The pool by class.
+
+        ``computed_tokens`` sums, over live sequences, the tokens written; ``final_waste`` sums the slots
+        that they hold and will never fill.
+        """
+        ...

@@ -1,0 +1,118 @@
+"""A result as one JSON object: the keys of `vllm bench serve --save-result`, then ours."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from servesim.analysis.comparison import compare_summaries
+from servesim.analysis.distribution import PERCENTILES, Distribution
+from servesim.analysis.summary import Summary
+from servesim.report.words import memory_parts
+
+__all__ = ["comparison_json", "result", "to_json"]
+
+
+def to_json(summary: Summary) -> str:
+    """The result object as text, keys always in the same order, with a line end."""
+    return _text(result(summary))
+
+
+def comparison_json(a: Summary, b: Summary) -> str:
+    """Both results and the table of differences (``ratio`` is b / a) as text."""
+    differences = [
+        {"group": row.group, "label": row.label, "a": row.a, "b": row.b, "ratio": row.ratio}
+        for row in compare_summaries(a, b)
+    ]
+    return _text({"a": result(a), "b": result(b), "differences": differences})
+
+
+def result(summary: Summary) -> dict[str, Any]:
+    """The result object; a figure that does not exist (no sample, no SLO) is None, an infinite rate "inf"."""
+    latencies = {"ttft": summary.ttft, "tpot": summary.tpot, "itl": summary.itl, "e2el": summary.e2el}
+    plain: dict[str, Any] = _plain(
+        {
+            "backend": "servesim",
+            "label": summary.name,
+            "model_id": summary.model,
+            "num_prompts": summary.num_prompts,
+            "request_rate": summary.request_rate,
+            "burstiness": summary.burstiness,
+            "max_concurrency": summary.max_concurrency,
+            "duration": summary.duration_s,
+            "completed": summary.completed,
+            "failed": summary.failed,
+            "total_input_tokens": summary.total_input_tokens,
+            "total_output_tokens": summary.total_output_tokens,
+            "request_throughput": summary.request_throughput,
+            "request_goodput": summary.request_goodput,
+            "output_throughput": summary.output_throughput,
+            "total_token_throughput": summary.total_token_throughput,
+            "max_output_tokens_per_s": summary.max_output_tokens_per_s,
+            "max_concurrent_requests": summary.max_concurrent_requests,
+            **{key: value for name, of in latencies.items() for key, value in _latency(name, of).items()},
+            **_ours(summary),
+        }
+    )
+    return plain
+
+
+def _latency(name: str, of: Distribution) -> dict[str, float]:
+    figures = {"mean": of.mean_s, "median": of.median_s, "std": of.std_s}
+    figures |= {f"p{percentile}": getattr(of, f"p{percentile}_s") for percentile in PERCENTILES}
+    return {f"{figure}_{name}_ms": value_s * 1e3 for figure, value_s in figures.items()}
+
+
+def _ours(summary: Summary) -> dict[str, Any]:
+    load, kv = summary.load, summary.kv
+    return {
+        **_latency("queue", summary.queue),
+        "unfinished": summary.unfinished,
+        "offered_request_rate": summary.offered_rate,
+        "preemptions": load.preemptions,
+        "prefix_cache_hit_rate": load.prefix_cache_hit_rate,
+        "engine": asdict(load),
+        "kv_cache": {
+            "num_gpu_blocks": summary.memory.num_gpu_blocks,
+            "pool_tokens": kv.pool_tokens,
+            "max_concurrency": summary.memory.max_concurrency,
+            "mean_usage": kv.mean_usage,
+            "peak_usage": kv.peak_usage,
+            "sharing_factor": kv.sharing,
+            "classes_add_up_to_pool": kv.adds_up,
+            "mean_share": kv.mean,
+            "mean_share_in_queue": kv.in_queue,
+        },
+        "gpu_memory_bytes": {part.key: part.size_bytes for part in memory_parts(summary.memory)},
+        "slo": [asdict(check) | {"met": check.met} for check in summary.slo],
+        "warnings": [
+            {"kind": warned.caveat.key, "text": warned.text, "next_step": warned.next_step}
+            for warned in summary.warnings
+        ],
+        "provenance": {
+            "servesim": version("servesim"),
+            "seed": summary.seed,
+            "config_hash": summary.config_hash,
+            "gpu": summary.gpu,
+            "num_gpus": summary.num_gpus,
+            "partial": summary.interrupted,
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None and "inf" (as vLLM writes an infinite rate) stand for them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf"
+    return value
+
+
+def _text(value: dict[str, Any]) -> str:
+    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"

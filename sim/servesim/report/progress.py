@@ -1,0 +1,55 @@
+"""Progress of a simulation on stderr, once it has taken two seconds."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+__all__ = ["Progress"]
+
+_PATIENCE_S = 2.0
+_EVERY = 64  # requests between two looks at the clock
+
+
+class Progress:
+    """A bar with the time left; silent where stderr is not a terminal, but for a line every ten seconds."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._console = Console(stderr=True)
+        self._begin = self._said = time.monotonic()
+        self._bar: Bar | None = None
+
+    def update(self, ended: int, total: int, now_s: float) -> None:
+        """Requests ended out of all; ``now_s`` is simulated time."""
+        if ended % _EVERY:
+            return
+        now = time.monotonic()
+        if now - self._begin < _PATIENCE_S:
+            return
+        if not self._console.is_terminal:
+            if now - self._said >= 10 * _PATIENCE_S / 2:
+                self._said = now
+                left_s = (now - self._begin) / ended * (total - ended)
+                self._console.print(f"{self._name}: {ended:,} of {total:,} requests, {left_s:.0f} s left")
+            return
+        if self._bar is None:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:,.0f} of {task.total:,.0f} requests"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._bar.add_task(self._name, total=total)
+        self._bar.update(self._bar.tasks[0].id, completed=ended, total=total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()

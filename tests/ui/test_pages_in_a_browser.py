@@ -1,0 +1,119 @@
+"""The HTML pages in headless Chromium: everything is drawn, nothing fails, nothing is asked from the network.
+
+Chromium writes its console and a log of all its network events; every host name is mapped to nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from handmade import handmade_run
+from servesim.analysis.metrics import summarise
+from servesim.report.html import comparison_html, report_html
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH"),
+]
+
+_SWITCHES = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-extensions",
+    "--disable-sync",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=10000",
+    "--window-size=1280,1000",
+    "--dump-dom",
+)
+
+
+class Visit(NamedTuple):
+    """What a browser saw."""
+
+    dom: str
+    console: list[str]
+    requested: set[str]
+
+
+def visit(page: str, folder: Path) -> Visit:
+    """Open a page from disk and wait until its scripts are done."""
+    path, net_log = folder / "page.html", folder / "net.json"
+    path.write_text(page, encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *_SWITCHES,
+            f"--user-data-dir={folder / 'profile'}",
+            f"--log-net-log={net_log}",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return Visit(done.stdout, console, _requested(net_log))
+
+
+def _requested(net_log: Path) -> set[str]:
+    """URLs that a page asked for. Chromium's own errands, if any, are logged as initiated by no origin."""
+    none = "not an origin"
+    parameters = [event.get("params") for event in json.loads(net_log.read_text())["events"]]
+    asked = [each for each in parameters if isinstance(each, dict) and each.get("initiator", none) != none]
+    urls = {each["url"] for each in asked if "url" in each}
+    return {url for url in urls if not url.startswith(("data:", "file:"))}
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    a, b = handmade_run(), handmade_run(name="other", seed=8)
+    return {
+        "report": report_html(a, summarise(a)),
+        "compare": comparison_html((a, summarise(a)), (b, summarise(b))),
+    }
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_a_page_draws_all_its_figures_in_silence(name, pages, tmp_path):
+    seen = visit(pages[name], tmp_path)
+    places = re.findall(r'<div class="chart[^"]*" id="([^"]+)"', seen.dom)
+    assert len(places) >= 6
+    assert f'data-drawn="{len(places)}"' in seen.dom
+    assert seen.dom.count('class="main-svg"') >= len(places)
+    assert seen.console == []
+    assert seen.requested == set()
+
+
+def test_a_page_that_fails_and_asks_would_be_caught(pages, tmp_path):
+    """The two checks above see what they look for."""
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    bad = "<script>fetch('http://example.invalid/x').catch(() => console.error('asked'))</script></body>"
+    seen = visit(policy.sub("", pages["report"]).replace("</body>", bad), tmp_path)
+    assert any("asked" in line for line in seen.console)
+    assert "http://example.invalid/x" in seen.requested
+
+
+def test_the_page_forbids_what_it_does_not_need(pages, tmp_path):
+    """With the page's own policy such a request is not even begun."""
+    bad = "<script>fetch('http://example.invalid/x').catch(() => 0)</script></body>"
+    seen = visit(pages["report"].replace("</body>", bad), tmp_path)
+    assert any("Content Security Policy" in line for line in seen.console)
+    assert seen.requested == set()
