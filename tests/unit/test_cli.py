@@ -1,0 +1,227 @@
+"""The commands as a user meets them: what they print, what they write, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from servesim.cli import main
+
+SMALL = ("--set", "workload.trace.max_requests=60")
+SCENARIO = """\
+name: small
+model: llama-3.1-8b
+hardware: {gpu: h100-sxm}
+engine: {max_model_len: 4096}
+workload:
+  num_requests: 40
+  arrivals: {process: poisson, rate_per_s: 20}
+  prompt_tokens: {law: fixed, tokens: 200}
+  output_tokens: {law: geometric, mean_tokens: 30}
+"""
+WORKLOAD = SCENARIO[SCENARIO.index("workload:") :]
+
+
+class Outcome:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def servesim(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["servesim", *words])
+        status = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return run
+
+
+def scenario_file(folder: Path, *changes: tuple[str, str]) -> str:
+    text = SCENARIO
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "small.yaml").write_text(text)
+    return "small.yaml"
+
+
+def test_run_prints_the_result_and_writes_every_file(servesim, tmp_path):
+    done = servesim("run", "azure-conv-h100", *SMALL)
+    assert done.status == 0
+    assert "Serving Benchmark Result" in done.out
+    assert "Successful requests:                     60" in done.out
+    assert "KV-cache memory" in done.out
+    written = sorted(path.name for path in (tmp_path / "out/azure-conv-h100").iterdir())
+    assert written == ["kv.csv", "report.html", "requests.csv", "result.json", "steps.csv"]
+    assert "out/azure-conv-h100" in done.err
+
+
+def test_json_is_one_object_and_writes_nothing(servesim, tmp_path):
+    done = servesim("run", "azure-conv-h100", *SMALL, "--json")
+    result = json.loads(done.out)
+    assert result["completed"] == 60
+    assert {"mean_ttft_ms", "p99_tpot_ms", "output_throughput", "request_throughput"} <= result.keys()
+    assert not list(tmp_path.iterdir())
+
+
+def test_same_seed_same_bytes(servesim, tmp_path):
+    runs = [
+        servesim("run", "poisson-chat", "--set", "workload.num_requests=150", "--out", name) for name in "ab"
+    ]
+    assert runs[0].out == runs[1].out
+    for file in ("requests.csv", "steps.csv", "kv.csv", "result.json", "report.html"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    other = servesim("run", "poisson-chat", "--set", "workload.num_requests=150", "--seed", "2", "--out", "c")
+    assert other.out != runs[0].out
+
+
+def test_compare_shows_both_and_writes_a_page(servesim, tmp_path):
+    done = servesim("compare", "azure-conv-h100", "azure-conv-h100-contiguous", *SMALL, "--out", "c")
+    assert done.status == 0
+    assert "A: azure-conv-h100\n" in done.out
+    assert "B: azure-conv-h100-contiguous\n" in done.out
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["compare.html", "compare.json"]
+
+
+def test_paged_memory_serves_a_larger_batch_than_contiguous(servesim):
+    busy = ("--set", "workload.trace.rate_scale=4", "--set", "workload.trace.max_requests=2000")
+    done = servesim("compare", "azure-conv-h100", "azure-conv-h100-contiguous", *busy, "--json")
+    both = json.loads(done.out)
+    paged, contiguous = both["a"], both["b"]
+    assert contiguous["max_concurrent_requests"] > 26  # it queues: 26 reservations of 16,384 tokens fit
+    assert paged["output_throughput"] > 1.5 * contiguous["output_throughput"]
+    assert paged["mean_ttft_ms"] < contiguous["mean_ttft_ms"] / 10
+
+
+def test_check_list_show_schema(servesim):
+    assert "ok; 19,366 requests" in servesim("check", "azure-conv-h100").out
+    assert "h200-sxm" in servesim("list", "gpus").out
+    assert len(json.loads(servesim("list", "models", "--json").out)) == 32
+    shown = servesim("show", "h100-sxm").out
+    assert "3.35e+12" in shown
+    assert "NVIDIA data sheet" in shown
+    assert json.loads(servesim("show", "deepseek-v3", "--json").out)["num_layers"] == 61
+    assert json.loads(servesim("schema").out)["title"] == "servesim scenario"
+
+
+MISTAKES = [
+    ("max_model_len", "max_modle_len", "small.yaml:4:10  engine.max_modle_len  unknown key"),
+    ("max_model_len", "max_modle_len", "did you mean max_model_len?"),
+    ("h100-sxm", "h100-smx", 'small.yaml:3:17  hardware.gpu  no such GPU  got "h100-smx"'),
+    ("h100-sxm", "h100-smx", "did you mean h100-sxm?"),
+    ("model: llama-3.1-8b", "model: lama-3.1-8b", "did you mean llama-3.1-8b?"),
+    ("tokens: 200", "tokens: many", 'prompt_tokens.tokens  must be a whole number  got "many"'),
+    ("rate_per_s: 20", "rate_per_s: -3", "workload.arrivals.rate_per_s  must be greater than 0  got -3"),
+    ("num_requests: 40", "num_requests: 0", "workload.num_requests  must be 1 or more  got 0"),
+    ("name: small", "name: small\nname: large", 'small.yaml:2:1  the key "name" is on line 1 already'),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "message"), MISTAKES)
+def test_a_mistake_in_a_file_is_named_with_its_place(servesim, tmp_path, right, wrong, message):
+    refused = servesim("run", scenario_file(tmp_path, (right, wrong)))
+    assert refused.status == 2
+    assert message in refused.err
+    assert "Traceback" not in refused.err
+    assert not refused.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_an_override_is_named(servesim):
+    refused = servesim("run", "azure-conv-h100", "--set", "engine.blok_size=3")
+    assert refused.status == 2
+    assert "--set" in refused.err
+    assert "did you mean block_size?" in refused.err
+
+
+def test_a_missing_trace_is_named(servesim, tmp_path):
+    file = scenario_file(tmp_path, (WORKLOAD, "workload: {trace: {file: no.csv, format: azure}}\n"))
+    refused = servesim("run", file)
+    assert refused.status == 2
+    assert 'workload.trace.file  no such trace  got "no.csv"' in refused.err
+
+
+def test_a_malformed_trace_row_is_named(servesim, tmp_path):
+    (tmp_path / "bad.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,374,44\n2023-11-16 18:15:50,x,1\n"
+    )
+    file = scenario_file(tmp_path, (WORKLOAD, "workload: {trace: {file: bad.csv, format: azure}}\n"))
+    refused = servesim("run", file)
+    assert refused.status == 2
+    assert "bad.csv:3" in refused.err
+    assert "got 'x'  -> mend or remove the row" in refused.err
+
+
+def test_a_model_that_does_not_fit_is_refused_with_remedies(servesim):
+    refused = servesim("run", "azure-conv-h100", "--set", "model=llama-3.1-70b")
+    assert refused.status == 2
+    assert "131.4" in refused.err  # GiB of weights
+    assert "tensor_parallel_size" in refused.err
+
+
+def test_prompts_that_are_too_long_are_refused_one_by_one_and_reported(servesim):
+    done = servesim("run", "azure-conv-h100", *SMALL, "--set", "engine.max_model_len=1000")
+    assert done.status == 0
+    failed = int(
+        next(line.split()[-1] for line in done.out.splitlines() if line.startswith("Failed requests"))
+    )
+    assert 0 < failed < 60
+    assert "max_model_len" in done.out
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_simulating(servesim, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    refused = servesim("run", "azure-conv-h100", *SMALL, "--out", "taken")
+    assert refused.status == 2
+    assert "taken" in refused.err
+    assert "--out" in refused.err
+    assert not refused.out
+
+
+def test_an_unknown_scenario_is_named(servesim):
+    refused = servesim("run", "azure-conv-h10")
+    assert refused.status == 2
+    assert "did you mean azure-conv-h100" in refused.err
+
+
+def test_interrupting_keeps_a_partial_result_and_says_so(tmp_path):
+    command = [sys.executable, "-c", "from servesim.cli import main; main()", "run", "mooncake-conv-h100"]
+    process = subprocess.Popen(
+        [*command, "--set", "workload.trace.rate_scale=2"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "partial" in err
+    assert "interrupted" in out
+    assert (tmp_path / "out/mooncake-conv-h100/report.html").exists()
+
+
+@pytest.mark.parametrize("code", ["import servesim", "import servesim.cli"])
+def test_importing_is_light(code):
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONWARNINGS": "default"},
+    ).stdout.split()  # fmt: skip
+    assert not {"pandas", "plotly", "numpy", "simpy", "pydantic"} & set(loaded)
