@@ -66,7 +66,7 @@ Preemptions:                             0
 Prefix cache hit rate (%):               25.00
 ================ KV-cache memory =================
 KV pool per GPU (GiB):                   56.00
-KV pool (tokens):                        1000
+KV pool (tokens):                        458752
 Requests of max_model_len that fit:      28.00
 KV use, mean (%):                        5.30
 KV use, peak (%):                        16.00

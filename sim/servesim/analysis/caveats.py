@@ -54,7 +54,7 @@ class Caveat(Enum):
         "lower engine.max_num_seqs, raise engine.gpu_memory_utilization, or add GPUs",
     )
     NOTHING_SHARED = (
-        "prefix caching is on and found nothing shared in {queries:,} prompt tokens",
+        "prefix caching is on and found nothing shared in {tokens:,} prompt tokens",
         "describe shared prefixes or sessions in the workload if real traffic has them",
     )
 

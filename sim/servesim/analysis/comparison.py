@@ -64,7 +64,7 @@ _ENGINE: tuple[_Figure, ...] = (
     ("Prefix cache hit rate (%)", lambda s: s.load.prefix_cache_hit_rate * 100),
 )
 _KV: tuple[_Figure, ...] = (
-    ("KV pool (tokens)", lambda s: s.kv.pool_tokens),
+    ("KV pool (tokens)", lambda s: s.kv.fitting_tokens),
     ("KV use, mean (%)", lambda s: s.kv.mean_usage * 100),
     ("KV use, peak (%)", lambda s: s.kv.peak_usage * 100),
 )

@@ -84,4 +84,4 @@ def _memory(summary: Summary) -> Iterator[Warned]:
             preempted=load.preempted_requests, arrived=summary.num_prompts, preemptions=load.preemptions
         )
     if load.prefix_cache_queries and not load.prefix_cache_hits:
-        yield Caveat.NOTHING_SHARED.say(queries=load.prefix_cache_queries)
+        yield Caveat.NOTHING_SHARED.say(tokens=summary.total_input_tokens)

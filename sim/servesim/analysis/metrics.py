@@ -95,7 +95,7 @@ def summarise(run: Run) -> Summary:
         queue=distribution(times.queue_s[done]),
         slo=slo,
         load=_load(line, log, column),
-        kv=_kv_use(line),
+        kv=_kv_use(run, line),
         memory=run.memory,
         warnings=(),
     )
@@ -217,7 +217,7 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
     )
 
 
-def _kv_use(line: Timeline) -> KvUse:
+def _kv_use(run: Run, line: Timeline) -> KvUse:
     ends = {name: line.kv(name) for name in KV_CLASSES}
     pools = np.concatenate([sum(pair[end] for pair in ends.values()) for end in (0, 1)])
     pool = int(pools[0]) if len(pools) else 0
@@ -228,8 +228,15 @@ def _kv_use(line: Timeline) -> KvUse:
 
     live = [ends["tokens"][end] + ends["reserved"][end] + ends["internal"][end] for end in (0, 1)]
     stored = float(line.integral(*ends["tokens"]).sum())
+    memory, engine = run.memory, run.scenario.engine
+    tokens, requests = memory.kv_cache_tokens, memory.max_concurrency
+    if engine.allocator == "contiguous-max":
+        assert engine.max_model_len is not None
+        tokens, requests = memory.contiguous_tokens, memory.contiguous_tokens // engine.max_model_len
     return KvUse(
         pool_tokens=pool,
+        fitting_tokens=tokens,
+        fitting_requests=requests,
         mean=shares(None),
         in_queue=shares(queued),
         mean_usage=_per(line.mean(live[0], live[1]), pool),

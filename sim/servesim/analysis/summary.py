@@ -66,6 +66,11 @@ class KvUse:
     """Shares of the KV pool by class (`KV_CLASSES`), averaged over time."""
 
     pool_tokens: int
+    """Token slots of the pool; a model with several groups of layers takes one in each for every token."""
+    fitting_tokens: int
+    """Tokens of context that fit at once."""
+    fitting_requests: float
+    """Requests of max_model_len that fit at once."""
     mean: dict[str, float]
     """Over the whole horizon."""
     in_queue: dict[str, float]

@@ -1,6 +1,6 @@
 """What a scenario file may say about its requests: a recorded trace or a synthetic workload.
 
-    recorded   trace: {format: azure | mooncake}
+    recorded   trace: {format: csv | azure | mooncake}
     lengths    trace: {format: lengths} + arrivals [+ shared_prefixes]
     synthetic  arrivals + prompt_tokens + output_tokens + num_requests [+ shared_prefixes] [+ sessions]
 
@@ -21,6 +21,7 @@ __all__ = [
     "BurstArrivals",
     "ClosedLoopArrivals",
     "ConstantArrivals",
+    "CsvTrace",
     "EmpiricalTokens",
     "FixedTokens",
     "GammaArrivals",
@@ -62,6 +63,15 @@ class TimedTrace(_Trace):
     """Speed at which the kept requests are replayed: 2 halves every time between arrivals."""
 
 
+class CsvTrace(TimedTrace):
+    """A CSV, a row per request: arrival in seconds, prompt and output lengths; other columns are ignored."""
+
+    format: Literal["csv"]
+    arrival_column: str = Field(default="arrival_s", min_length=1)
+    prompt_column: str = Field(default="prompt_tokens", min_length=1)
+    output_column: str = Field(default="output_tokens", min_length=1)
+
+
 class AzureTrace(TimedTrace):
     """Azure LLM inference trace (CSV: TIMESTAMP, ContextTokens, GeneratedTokens)."""
 
@@ -86,7 +96,7 @@ class LengthsTrace(_Trace):
     output_column: str = Field(default="num_decode_tokens", min_length=1)
 
 
-TraceConfig = Annotated[AzureTrace | MooncakeTrace | LengthsTrace, Field(discriminator="format")]
+TraceConfig = Annotated[CsvTrace | AzureTrace | MooncakeTrace | LengthsTrace, Field(discriminator="format")]
 
 Tokens = Annotated[int, Field(ge=1, le=1_000_000_000)]
 RatePerS = Annotated[float, Field(gt=0, allow_inf_nan=False)]

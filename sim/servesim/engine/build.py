@@ -8,6 +8,7 @@ from servesim.config.scenario import EngineConfig
 from servesim.cost.budget import MemoryBudget
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.versions import RULES
+from servesim.errors import ConfigError, Problem
 from servesim.kv.base import KVCacheManager
 from servesim.kv.contiguous import ContiguousKVCache
 from servesim.kv.grouped import GroupedKVCache
@@ -24,6 +25,15 @@ def build_scheduler(
     assert engine.max_num_batched_tokens is not None
     assert engine.max_model_len is not None
     rules = RULES[engine.version]
+    if engine.watermark and not rules.has_watermark:
+        raise ConfigError(
+            Problem(
+                f"vLLM {engine.version} has no watermark",
+                path="engine.watermark",
+                got=f"{engine.watermark:g}",
+                next_step="leave it at 0, or choose a later engine.version",
+            )
+        )
     limits = SchedulerLimits(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,

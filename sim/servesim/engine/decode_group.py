@@ -110,6 +110,12 @@ class DecodeGroup:
             self.computed_tokens() if w is None else self._clipped[w].total(self.tick) for w in self._windows
         )
 
+    def next_contexts(self) -> tuple[int, ...]:
+        """Sum of the KV tokens that the next step attends to, by attention window."""
+        if self._windows == (None,):
+            return (len(self.members) * (self.tick + 1) + self._offsets,)
+        return tuple(c + g for c, g in zip(self.context_tokens(), self.context_growth(), strict=True))
+
     def context_growth(self) -> tuple[int, ...]:
         """What a step adds to context_tokens."""
         return tuple(len(self.members) if w is None else self._clipped[w].growing for w in self._windows)

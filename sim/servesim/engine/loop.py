@@ -13,6 +13,7 @@ from servesim.cost.step_time import AffineSteps, StepTime
 from servesim.engine.events import Log
 from servesim.engine.scheduler import Scheduler
 from servesim.engine.state import Plan, RequestState, Status
+from servesim.kv.base import Usage
 from servesim.workload.request import Request, Workload
 
 __all__ = ["Engine", "simulate"]
@@ -64,37 +65,33 @@ def simulate(
     return log
 
 
-class _Run:
-    """A plan in flight and the pace of its repetitions."""
+class _Flight:
+    """A plan on its way through the GPU: its pace, and the log row that its steps have filled so far."""
 
-    __slots__ = ("contexts", "growth", "pace", "plan")
+    __slots__ = ("begun_s", "done", "end_usage", "first", "pace", "plan", "usage")
 
-    def __init__(self, plan: Plan, step_time: StepTime, growth: tuple[int, ...]) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.contexts = plan.shape.decode_context_tokens
-        self.growth = growth
-        if plan.repeat > 1:
-            self.pace = step_time.decode_steps(plan.group_size, self.contexts, growth)
-        else:
-            self.pace = AffineSteps(step_time.step_s(plan.shape) if plan.shape.num_tokens else 0.0, 0.0, 1)
-
-    @property
-    def repeat(self) -> int:
-        """Steps that the plan and its pace cover."""
-        return min(self.plan.repeat, self.pace.num_steps)
+        self.pace: AffineSteps  # from the next step on
+        self.done = 0  # steps of the row that have ended; it began at begun_s with the pace first
+        self.begun_s = 0.0
+        self.first: AffineSteps
+        self.usage: Usage
+        self.end_usage: Usage
 
     def duration_s(self, steps: int) -> float:
         """Seconds of the next ``steps`` steps."""
-        return steps * self.pace.first_s + 0.5 * steps * (steps - 1) * self.pace.growth_s
+        first_s, growth_s, _ = self.pace
+        return steps * first_s + 0.5 * steps * (steps - 1) * growth_s
 
     def steps_until(self, elapsed_s: float) -> int:
         """Steps that have begun by then, at least one; a step that ends just then has no successor yet."""
-        first, growth = self.pace.first_s, self.pace.growth_s
-        if growth > 0:  # the root of n * first + n (n - 1) / 2 * growth = elapsed
-            half = first - 0.5 * growth
-            steps = int(2 * elapsed_s / (half + (half * half + 2 * growth * elapsed_s) ** 0.5))
+        first_s, growth_s, _ = self.pace
+        if growth_s > 0:  # the root of n * first + n (n - 1) / 2 * growth = elapsed
+            half = first_s - 0.5 * growth_s
+            steps = int(2 * elapsed_s / (half + (half * half + 2 * growth_s * elapsed_s) ** 0.5))
         else:
-            steps = int(elapsed_s / first)
+            steps = int(elapsed_s / first_s)
         steps = max(steps, 1)
         while steps > 1 and self.duration_s(steps - 1) >= elapsed_s:
             steps -= 1
@@ -102,12 +99,11 @@ class _Run:
             steps += 1
         return steps
 
-    def done(self, steps: int) -> None:
-        """Leave ``steps`` steps behind."""
-        first, growth, num_steps = self.pace
-        self.pace = AffineSteps(first + steps * growth, growth, num_steps - steps)
-        self.contexts = tuple(c + steps * g for c, g in zip(self.contexts, self.growth, strict=True))
-        self.plan.repeat = 1
+    def leave_behind(self, steps: int) -> None:
+        """Count steps as done and move the pace on."""
+        first_s, growth_s, num_steps = self.pace
+        self.pace = AffineSteps(first_s + steps * growth_s, growth_s, num_steps - steps)
+        self.done += steps
 
 
 class Engine:
@@ -116,6 +112,9 @@ class Engine:
     ``pipeline_depth`` is the number of steps in flight: 1, or 2 with async scheduling, where the next step
     is scheduled while the GPU computes this one. ``on_end(request, now_s)`` is called for each request that
     ends or is refused.
+
+    The engine keeps its own clock and lets simulated time catch up only when some other event is due before
+    its step ends; until then nothing outside can matter.
     """
 
     def __init__(
@@ -136,10 +135,10 @@ class Engine:
         self._depth = pipeline_depth
         self._on_end = on_end
         self._stop = stop
-        self._in_flight: deque[_Run] = deque()
+        self._now_s = 0.0
+        self._flights: deque[_Flight] = deque()
         self._idle: simpy.Event | None = None
-        self._interruptible = False
-        self._process = env.process(self._serve())
+        env.process(self._serve())
 
     def submit(self, request: Request) -> None:
         """A request arrives now."""
@@ -149,9 +148,6 @@ class Engine:
         elif self._idle is not None:
             self._idle.succeed()
             self._idle = None
-        elif self._interruptible and self._scheduler.news:
-            self._interruptible = False
-            self._process.interrupt()
 
     def close(self) -> None:
         """Write down the requests that are still here, and the counters."""
@@ -167,82 +163,140 @@ class Engine:
         }
 
     def _serve(self) -> Process:
+        env, scheduler, flights = self._env, self._scheduler, self._flights
         while not self._stop():
-            if self._env.peek() <= self._env.now:
-                yield self._env.timeout(0)  # what arrives at this very moment comes first
-            if self._in_flight and not self._scheduler.news:
-                yield from self._advance(self._in_flight[0], leave=1)
-            plan = self._scheduler.plan()
-            if plan is not None:
-                self._begin(plan)
-                if len(self._in_flight) < self._depth:
+            while env.peek() <= self._now_s:  # what is due by now comes first
+                yield env.timeout(self._now_s - env.now)
+            if flights and flights[0].plan.coasts and not scheduler.news:
+                yield from self._coast(flights[0])
+                if env.peek() <= self._now_s:
                     continue
-            if self._in_flight:
-                yield from self._advance(self._in_flight[0], leave=0)
+            plan = scheduler.plan()
+            if plan is not None:
+                self._take_off(plan)
+                if len(flights) < self._depth or (plan.coasts and len(flights) == 1):
+                    continue
+            if flights:
+                yield from self._finish(flights[0])
             else:
-                self._idle = self._env.event()
+                self._idle = env.event()
                 yield self._idle
+                self._now_s = env.now
         self._log.interrupted = True
 
-    def _begin(self, plan: Plan) -> None:
+    def _take_off(self, plan: Plan) -> None:
         for state in plan.admitted:
             if state.num_preemptions == 0:
-                state.scheduled_s = self._env.now
-        self._in_flight.append(_Run(plan, self._step_time, self._scheduler.group.context_growth()))
-
-    def _advance(self, run: _Run, leave: int) -> Process:
-        """Wait for the repetitions of a plan, but for ``leave`` of them, and commit what was computed.
-
-        With ``leave`` 0 the plan ends. Repetitions end early, at a step's end, when a request arrives.
-        """
-        if leave and len(self._scheduler.running) != run.plan.running:  # a step in flight before it has ended
-            run.plan.running, run.plan.usage = len(self._scheduler.running), self._scheduler.usage()
-        repeat = run.repeat if leave or len(self._in_flight) == 1 == self._depth else 1
-        steps = repeat - leave
-        if steps < 1:
-            return
-        start_s = self._env.now
-        self._interruptible = steps > 1
-        try:
-            yield self._env.timeout(run.duration_s(steps))
-        except simpy.Interrupt:
-            elapsed_s = self._env.now - start_s
-            steps = run.steps_until(elapsed_s)
-            yield self._env.timeout(max(run.duration_s(steps) - elapsed_s, 0.0))
-        self._interruptible = False
-        self._commit(run, steps, start_s, leave)
-
-    def _commit(self, run: _Run, steps: int, start_s: float, leave: int) -> None:
-        plan, scheduler = run.plan, self._scheduler
-        before = after = plan.usage
-        if steps > 1:
-            scheduler.extend(plan, steps - 1)
-            after = scheduler.usage()
-        itl_samples = plan.shape.num_sampled
-        if leave:
-            scheduler.extend(plan, leave)
-            scheduler.commit_repetitions(steps, self._env.now)
-            plan.usage = scheduler.usage()
+                state.scheduled_s = self._now_s
+        flight = _Flight(plan)
+        if plan.coasts:
+            self._set_pace(flight)
         else:
-            self._in_flight.popleft()
-            itl_samples, gaps = scheduler.commit(plan, self._env.now)
-            self._log.itl_gaps_s.extend(gaps)
-        self._log.end_s = self._env.now
-        shape = plan.shape
+            step_s = self._step_time.step_s(plan.shape) if plan.shape.num_tokens else 0.0
+            flight.pace = AffineSteps(step_s, 0.0, 1)
+        self._flights.append(flight)
+        if len(self._flights) == 1:
+            self._begin(flight)
+
+    def _set_pace(self, flight: _Flight) -> None:
+        plan, growth = flight.plan, self._scheduler.group.context_growth()
+        flight.pace = self._step_time.decode_steps(plan.group_size, plan.shape.decode_context_tokens, growth)
+
+    def _begin(self, flight: _Flight) -> None:
+        """The GPU begins with a plan."""
+        flight.done, flight.begun_s, flight.first = 0, self._now_s, flight.pace
+        flight.usage = flight.end_usage = self._scheduler.usage()
+
+    def _coast(self, flight: _Flight) -> Process:
+        """Let the decode group run until something else must be decided.
+
+        Members that end on the way leave; the others go on without a new plan as long as nobody waits.
+        With async scheduling a step more than has ended is scheduled at any time, also when this returns.
+        """
+        env, scheduler, plan, lead = self._env, self._scheduler, flight.plan, self._depth - 1
+        while True:
+            whole, ends = scheduler.segment(plan, flight.pace.num_steps, lead)
+            steps = whole if ends else whole - lead
+            if steps < 1:
+                return
+            end_s, horizon_s = self._now_s + flight.duration_s(steps), env.peek()
+            interrupted = end_s > horizon_s
+            if interrupted:
+                steps = min(steps, flight.steps_until(horizon_s - self._now_s))
+                end_s = self._now_s + flight.duration_s(steps)
+                ends = ends and steps == whole
+                yield env.timeout(end_s - env.now)
+            self._now_s = end_s
+            scheduler.extend(plan, steps - 1)
+            flight.end_usage = scheduler.usage()
+            flight.leave_behind(steps)
+            if not ends:
+                scheduler.retire([], steps, end_s)
+                if lead:
+                    scheduler.extend(plan, 1)
+                    flight.end_usage = scheduler.usage()
+                else:
+                    scheduler.land(plan)
+                    self._land(flight, plan.shape.num_sampled)
+                return
+            if not self._pass_end(flight, steps) or interrupted or scheduler.news:
+                return
+
+    def _pass_end(self, flight: _Flight, steps: int) -> bool:
+        """Members end; schedule the others' next step, before the ended ones free their blocks if async.
+
+        Returns whether the plan is still in flight.
+        """
+        scheduler, plan, ended = self._scheduler, flight.plan, flight.plan.finishing
+        self._write_row(flight, plan.shape.num_sampled)
+        goes_on = self._depth > 1 and scheduler.renew(plan)
+        scheduler.retire(ended, steps, self._now_s)
+        for state in ended:
+            self._end(state, self._now_s)
+        if self._depth == 1 and not scheduler.news:
+            goes_on = scheduler.renew(plan)
+        if goes_on:
+            self._set_pace(flight)
+            self._begin(flight)
+        else:
+            scheduler.land(plan)
+            self._flights.popleft()
+        return goes_on
+
+    def _finish(self, flight: _Flight) -> Process:
+        """Wait for the step in flight and commit it."""
+        env, plan = self._env, flight.plan
+        end_s = self._now_s + flight.pace.first_s
+        if end_s > env.peek():
+            yield env.timeout(end_s - env.now)
+        self._now_s = end_s
+        itl_samples, gaps = self._scheduler.commit(plan, end_s)
+        self._log.itl_gaps_s.extend(gaps)
+        flight.leave_behind(1)
+        self._land(flight, itl_samples)
+        for state in plan.finishing:
+            self._end(state, end_s)
+
+    def _land(self, flight: _Flight, itl_samples: int) -> None:
+        self._write_row(flight, itl_samples)
+        self._flights.popleft()
+        if self._flights:
+            self._begin(self._flights[0])
+
+    def _write_row(self, flight: _Flight, itl_samples: int) -> None:
+        plan, shape, pace = flight.plan, flight.plan.shape, flight.first
+        self._log.end_s = self._now_s
         self._log.steps.append(
-            start_s, run.pace.first_s, run.pace.growth_s,
-            steps, shape.num_decodes, len(shape.chunks), shape.num_tokens - shape.num_decodes,
-            run.contexts[0], shape.num_sampled, itl_samples, plan.running, plan.waiting, len(plan.preempted),
-            *before, *after,
+            flight.begun_s, pace.first_s, pace.growth_s,
+            flight.done, shape.num_decodes, len(shape.chunks), shape.num_tokens - shape.num_decodes,
+            shape.decode_context_tokens[0], shape.num_sampled, itl_samples,
+            plan.running - plan.num_draining, plan.waiting,
+            len(plan.preempted), *flight.usage, *flight.end_usage,
         )  # fmt: skip
-        run.done(steps)
-        if not leave:
-            for state in plan.finishing:
-                self._end(state, self._env.now)
 
     def _end(self, state: RequestState, finish_s: float) -> None:
         self._write(state, finish_s)
-        self._on_end(state.request, self._env.now)
+        self._on_end(state.request, self._now_s)
 
     def _write(self, state: RequestState, finish_s: float) -> None:
         request = state.request

@@ -100,37 +100,88 @@ class Scheduler:
         if not (plan.scheduled or plan.group_size or plan.preempted):
             return None
         self._close(plan)
-        if settled and plan.together and not plan.scheduled and not plan.finishing:
-            plan.repeat = 1 + min(
-                self.group.steps_to_finish(),
-                self.group.steps_to_crossing(),
-                self.group.steps_within(self.kv.num_free_blocks),
-            )
+        plan.coasts = settled and plan.together and not plan.scheduled
         return plan
 
+    # ---- a plan that coasts: the decode group alone, step after step ---------------------------
+
+    def segment(self, plan: Plan, num_steps: int, lead: int) -> tuple[int, bool]:
+        """Steps that the plan's next one starts, all of the same requests, and whether the last ends some.
+
+        At most ``num_steps``. ``lead``: steps scheduled ahead of the running one, for which blocks must do.
+        """
+        group = self.group
+        if plan.finishing:
+            steps, ends = 1, True
+        else:
+            to_finish = group.steps_to_finish()
+            others = min(group.steps_to_crossing(), group.steps_within(self.kv.num_free_blocks))
+            steps, ends = 1 + min(to_finish, others), to_finish <= others
+        if ends and lead and (self.waiting or group.blocks_demanded(steps) > self.kv.num_free_blocks):
+            ends = False  # what follows the end is scheduled before it, and needs a plan
+        return (steps, ends) if steps <= num_steps else (num_steps, False)
+
     def extend(self, plan: Plan, steps: int) -> None:
-        """Schedule ``steps`` repetitions of the plan, within its ``repeat``."""
+        """Schedule ``steps`` repetitions of the plan, within its segment."""
+        if not steps:
+            return
         self.kv.grow(self.group.blocks_demanded(steps))
         self._collect_finishing(plan, steps)
+        self._count_steps(plan, steps)
+
+    def renew(self, plan: Plan) -> bool:
+        """Schedule the next step of the members that go on; False when it takes a new plan.
+
+        ``plan.finishing``, which still counts among the running, is replaced.
+        """
+        group = self.group
+        demand = group.blocks_demanded(1)
+        if not group or demand > self.kv.num_free_blocks:
+            return False
+        plan.running -= len(plan.finishing)
+        plan.finishing = []
+        plan.group_size = len(group)
+        plan.shape = StepShape(len(group), group.next_contexts(), (), len(group))
+        plan.step = plan.last_step + 1
+        self.kv.grow(demand)
+        self._collect_finishing(plan, 1)
+        self._count_steps(plan, 1)
+        return True
+
+    def land(self, plan: Plan) -> None:
+        """The plan has no step in flight any more."""
+        self._in_flight.popleft()
+
+    def retire(self, ended: list[RequestState], steps: int, now_s: float) -> None:
+        """Process the output of ``steps`` steps, the last of which ended at ``now_s`` with these requests.
+
+        Brings ``ended`` into vLLM's order, that of admission.
+        """
+        self._committed_step += steps
+        self._committed_s = now_s
+        if len(ended) > 1:
+            ended.sort(key=_admission)
+        for request in ended:
+            self._finish(request)
+
+    def _count_steps(self, plan: Plan, steps: int) -> None:
         self.step += steps
         plan.last_step += steps
         self.prefix_cache_queries += plan.lookup[0] * steps
         self.prefix_cache_hits += plan.lookup[1] * steps
 
-    def commit_repetitions(self, steps: int, now_s: float) -> None:
-        """Process the output of ``steps`` repetitions; the plan's last step is still in flight."""
-        self._committed_step, self._committed_s = self._committed_step + steps, now_s
+    # --------------------------------------------------------------------------------------------
 
     def commit(self, plan: Plan, now_s: float) -> tuple[int, list[float]]:
-        """Process the output of the plan's last step, which ended at ``now_s``.
+        """Process the output of the plan's one step in flight, which ended at ``now_s``.
 
         Returns how many of its tokens follow a token of the step before, and the longer gaps in seconds.
         The requests in ``plan.finishing`` have ended and hold no KV any more.
         """
         self._in_flight.popleft()
-        step = plan.last_step
         for request, _, _ in plan.scheduled:
             request.num_in_flight_tokens = 0
+        step = plan.last_step
         contiguous, gaps = plan.group_size, []
         for request in plan.yielding:
             request.num_output_tokens += 1
@@ -144,10 +195,7 @@ class Scheduler:
             request.emitted_step, request.emitted_s = step, now_s
             if request.status is Status.RUNNING and not request.grouped:
                 self.kv.cache(request.sequence, request.num_computed_tokens - request.num_placeholders)
-        plan.finishing.sort(key=_admission)
-        for request in plan.finishing:
-            self._finish(request)
-        self._committed_step, self._committed_s = step, now_s
+        self.retire(plan.finishing, 1, now_s)
         return contiguous, gaps
 
     def usage(self) -> Usage:
@@ -214,8 +262,7 @@ class Scheduler:
         group = self.group
         plan.together = True
         plan.group_size = len(group)
-        contexts = zip(group.context_tokens(), group.context_growth(), strict=True)
-        plan.shape = StepShape(len(group), tuple(c + g for c, g in contexts), (), 0)
+        plan.shape = StepShape(len(group), group.next_contexts(), (), 0)
         budget = self.limits.max_num_batched_tokens - len(group)
         if group:
             self.kv.grow(group.blocks_demanded(1))
@@ -407,7 +454,7 @@ class Scheduler:
                 self._expect_token(plan, request)
         plan.shape = StepShape(decodes, tuple(contexts), tuple(chunks), plan.group_size + len(plan.yielding))
         plan.running, plan.waiting = len(self.running), len(self.waiting)
-        plan.usage = self.usage()
+        plan.num_draining = sum(len(flying.finishing) for flying in self._in_flight)
         self.step += 1
         self._in_flight.append(plan)
 

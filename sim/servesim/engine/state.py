@@ -7,7 +7,6 @@ from math import nan
 from typing import Any
 
 from servesim.cost.step_time import StepShape
-from servesim.kv.base import Usage
 from servesim.workload.request import Request
 
 __all__ = ["Plan", "RequestState", "Status"]
@@ -95,28 +94,29 @@ class RequestState:
 
 
 class Plan:
-    """One step as scheduled, and how many times it may run with nothing but lengths changing.
+    """One step as scheduled; if it ``coasts`` it may run again with nothing but lengths changing.
 
     ``scheduled`` lists the requests handled one by one as (request, tokens, computed tokens before), in
     vLLM's order; ``group_size`` more decode together. ``yielding`` are those of ``scheduled`` whose token
     comes out; ``finishing`` are requests whose last token the plan's last step yields.
+    ``running`` counts, as vLLM does, also ``num_draining`` whose last token is in an earlier step.
     ``lookup`` is the prefix-cache look-up (tokens, hits) of a waiting request that did not fit.
     """
 
     __slots__ = (
         "admitted",
+        "coasts",
         "finishing",
         "group_size",
         "last_step",
         "lookup",
+        "num_draining",
         "preempted",
-        "repeat",
         "running",
         "scheduled",
         "shape",
         "step",
         "together",
-        "usage",
         "waiting",
         "yielding",
     )
@@ -130,8 +130,8 @@ class Plan:
         self.preempted: list[RequestState] = []
         self.finishing: list[RequestState] = []
         self.group_size = 0
-        self.repeat = 1
+        self.coasts = False
         self.lookup = (0, 0)
         self.running = self.waiting = 0
+        self.num_draining = 0
         self.shape = StepShape(0, (), (), 0)
-        self.usage: Usage

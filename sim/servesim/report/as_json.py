@@ -77,8 +77,8 @@ def _ours(summary: Summary) -> dict[str, Any]:
         "engine": asdict(load),
         "kv_cache": {
             "num_gpu_blocks": summary.memory.num_gpu_blocks,
-            "pool_tokens": kv.pool_tokens,
-            "max_concurrency": summary.memory.max_concurrency,
+            "pool_tokens": kv.fitting_tokens,
+            "max_concurrency": kv.fitting_requests,
             "mean_usage": kv.mean_usage,
             "peak_usage": kv.peak_usage,
             "sharing_factor": kv.sharing,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from servesim.config.files import find_data, list_data
-from servesim.config.load import load_scenario
+from servesim.config.load import load_scenario, read_yaml
 from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
 from servesim.errors import ConfigError, Problem, did_you_mean
 from servesim.units import GB, GIB, KIB, TB
@@ -16,6 +16,7 @@ from servesim.units import GB, GIB, KIB, TB
 __all__ = ["list_json", "list_text", "show_json", "show_text"]
 
 _KINDS = ("gpus", "models", "scenarios")
+_WIDEST = 48  # a longer cell pushes the rest of its own line only
 
 
 def list_text(kind: str) -> str:
@@ -105,8 +106,8 @@ def _kind_of(name: str) -> str:
         if name in list_data(kind):
             return kind
     if Path(name).is_file():
-        parent = Path(name).resolve().parent.name
-        return parent if parent in _KINDS else "scenarios"
+        keys = read_yaml(Path(name)).keys()
+        return "gpus" if "memory_mib" in keys else "models" if "num_layers" in keys else "scenarios"
     known = [each for kind in _KINDS for each in list_data(kind)]
     problem = Problem("no such GPU, model or scenario", got=f'"{name}"', hint=did_you_mean(name, known))
     raise ConfigError(problem)
@@ -170,6 +171,6 @@ def _cell(value: Any) -> str:
 
 
 def _table(rows: list[list[str]], indent: str = "") -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(min(len(row[i]), _WIDEST) for row in rows) for i in range(len(rows[0]))]
     lines = (indent + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     return "".join(line.rstrip() + "\n" for line in lines)

@@ -28,9 +28,10 @@ def result_text(summary: Summary) -> str:
     return "\n".join(lines) + "\n"
 
 
-def warnings_text(summary: Summary) -> str:
-    """One line for each warning; empty when there is none."""
-    return "".join(f"Warning: {warned}\n" for warned in summary.warnings)
+def warnings_text(summary: Summary, name: str = "") -> str:
+    """One line for each warning, after ``name`` when it takes one; empty when there is none."""
+    begin = f"Warning ({name})" if name else "Warning"
+    return "".join(f"{begin}: {warned}\n" for warned in summary.warnings)
 
 
 def comparison_text(a: Summary, b: Summary) -> str:
@@ -105,8 +106,8 @@ def _kv_pool(summary: Summary) -> Iterator[str]:
     kv, pool_gib = summary.kv, summary.memory.kv_cache_bytes / GIB
     yield _head(" KV-cache memory ", "=")
     yield _line("KV pool per GPU (GiB):", pool_gib)
-    yield _line("KV pool (tokens):", kv.pool_tokens)
-    yield _line("Requests of max_model_len that fit:", summary.memory.max_concurrency)
+    yield _line("KV pool (tokens):", kv.fitting_tokens)
+    yield _line("Requests of max_model_len that fit:", kv.fitting_requests)
     yield _line("KV use, mean (%):", kv.mean_usage * 100)
     yield _line("KV use, peak (%):", kv.peak_usage * 100)
     if kv.sharing > 1:

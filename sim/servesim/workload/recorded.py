@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from servesim.config.workload import AzureTrace, MooncakeTrace
+from servesim.config.workload import AzureTrace, CsvTrace, MooncakeTrace
 from servesim.errors import Problem, TraceError
 from servesim.workload.request import Request, Segment
 from servesim.workload.streams import FloatArray, IntArray, Stream
-from servesim.workload.traces import Trace, read_azure, read_mooncake
+from servesim.workload.traces import Trace, read_azure, read_csv, read_mooncake
 
 __all__ = ["RecordedWorkload", "kept_rows", "recorded_workload"]
 
@@ -19,19 +19,23 @@ MOONCAKE_BIN_S = 3.0
 """Width of the bins to which Mooncake's times were rounded before publication (1,180 times in 3,537 s)."""
 
 
-def recorded_workload(config: AzureTrace | MooncakeTrace, path: Path, seed: int) -> RecordedWorkload:
+def recorded_workload(
+    config: CsvTrace | AzureTrace | MooncakeTrace, path: Path, seed: int
+) -> RecordedWorkload:
     """The part of a trace that ``config`` keeps, on its own clock.
 
     A request's place in its 3 s bin is keyed by its row in the file, so slices of a trace agree.
     """
-    if isinstance(config, AzureTrace):
-        trace, block_tokens = read_azure(path), 0
-        times_s = trace.times_s
+    block_tokens = 0
+    if isinstance(config, CsvTrace):
+        trace = read_csv(path, config.arrival_column, config.prompt_column, config.output_column)
+    elif isinstance(config, AzureTrace):
+        trace = read_azure(path)
     else:
         trace, block_tokens = read_mooncake(path, config.block_tokens), config.block_tokens
-        times_s = trace.times_s
-        if config.jitter:
-            times_s = times_s + MOONCAKE_BIN_S * Stream(seed, "trace_jitter").uniforms(0, len(times_s))
+    times_s = trace.times_s
+    if isinstance(config, MooncakeTrace) and config.jitter:
+        times_s = times_s + MOONCAKE_BIN_S * Stream(seed, "trace_jitter").uniforms(0, len(times_s))
     order = np.argsort(times_s, kind="stable")
     end_s = np.inf if config.duration_s is None else config.start_s + config.duration_s
     inside = order[(times_s[order] >= config.start_s) & (times_s[order] < end_s)]

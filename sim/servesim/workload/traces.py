@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import re
 import zlib
 from array import array
@@ -22,7 +23,7 @@ import numpy as np
 from servesim.errors import Problem, TraceError, did_you_mean
 from servesim.workload.streams import FloatArray, IntArray
 
-__all__ = ["Trace", "read_azure", "read_column", "read_lengths", "read_mooncake"]
+__all__ = ["Trace", "read_azure", "read_column", "read_csv", "read_lengths", "read_mooncake"]
 
 _MOST_PROBLEMS = 10
 _MOST_TOKENS = 1_000_000_000
@@ -72,6 +73,23 @@ def read_azure(path: Path) -> Trace:
     faults.raise_if_any()
     _refuse_decrease(stamps, lines, "TIMESTAMP", times, faults)
     return _trace(path, _seconds(stamps, 1e9), prompt_tokens, output_tokens, lines)
+
+
+def read_csv(path: Path, arrival_column: str, prompt_column: str, output_column: str) -> Trace:
+    """A CSV with a column of arrival times in seconds, counted from anywhere, and two of lengths."""
+    times_s, prompt_tokens, output_tokens, lines = array("d"), array("q"), array("q"), array("q")
+    faults = _Faults(path)
+    with _opened(path) as file:
+        columns = (arrival_column, prompt_column, output_column)
+        for line, (time, prompt, output) in _csv_rows(path, file, columns, faults):
+            times_s.append(faults.seconds(line, arrival_column, time))
+            prompt_tokens.append(faults.tokens(line, prompt_column, prompt))
+            output_tokens.append(faults.tokens(line, output_column, output))
+            lines.append(line)
+    faults.raise_if_any()
+    stamps = np.array(times_s)
+    _refuse_decrease(stamps, lines, arrival_column, times_s, faults)
+    return _trace(path, _seconds(stamps, 1.0), prompt_tokens, output_tokens, lines)
 
 
 def read_lengths(path: Path, prompt_column: str, output_column: str) -> Trace:
@@ -151,6 +169,17 @@ class _Faults:
             return number
         self.add(line, column, _TOKENS_HINT, text)
         return 0
+
+    def seconds(self, line: int, column: str, text: str) -> float:
+        """The text as a finite number; 0, with a fault noted, when it is none."""
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.add(line, column, "needs a time in seconds", text)
+            return 0.0
+        return number
 
     def raise_if_any(self) -> None:
         if self._problems:

@@ -1,0 +1,216 @@
+"""Small engines under small workloads, drawn to be difficult: full pools, shared prefixes, every setting.
+
+All times are multiples of a power of two, so that sums are exact, arrivals fall on step boundaries now and
+then, and two ways to the same schedule must agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+
+from servesim.cost.step_time import AffineSteps, StepShape
+from servesim.engine.events import Log
+from servesim.engine.loop import simulate
+from servesim.engine.scheduler import Scheduler, SchedulerLimits
+from servesim.engine.versions import RULES
+from servesim.kv.base import KVCacheManager
+from servesim.kv.contiguous import ContiguousKVCache
+from servesim.kv.paged import PagedKVCache
+from servesim.workload.request import Request, Segment
+
+__all__ = ["Case", "ScriptedWorkload", "WindowLaw", "cases", "run_case"]
+
+TICK_S = 2.0**-10
+MOST_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class WindowLaw:
+    """base + tokens + context under every window, in ticks; asked again after ``num_steps`` steps."""
+
+    windows: tuple[int | None, ...] = (None,)
+    base: int = 16
+    per_token: int = 1
+    per_context: tuple[int, ...] = (1,)
+    num_steps: int = 1 << 40
+
+    def step_s(self, shape: StepShape) -> float:
+        ticks = self.base + self.per_token * shape.num_tokens
+        for window, cost, context in zip(
+            self.windows, self.per_context, shape.decode_context_tokens, strict=True
+        ):
+            ticks += cost * context
+            ticks += cost * sum(
+                min(new + old, window) if window is not None else new + old for new, old in shape.chunks
+            )
+        return ticks * TICK_S
+
+    def decode_steps(
+        self, num_decodes: int, context_tokens: tuple[int, ...], context_growth: tuple[int, ...]
+    ) -> AffineSteps:
+        growth = sum(c * g for c, g in zip(self.per_context, context_growth, strict=True)) * TICK_S
+        first = self.step_s(StepShape(num_decodes, context_tokens, (), num_decodes))
+        return AffineSteps(first, growth, self.num_steps)
+
+
+@dataclass
+class ScriptedWorkload:
+    """Requests written down; ``chains[i]`` is the request released, some time after, when request i ends."""
+
+    starts: list[Request]
+    chains: dict[int, Request] = field(default_factory=dict)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.starts) + len(self.chains)
+
+    def arrivals(self) -> Iterator[Request]:
+        return iter(sorted(self.starts, key=lambda request: request.arrival_s))
+
+    def follow_up(self, finished: Request, now_s: float) -> Request | None:
+        after = self.chains.get(finished.index)
+        return None if after is None else after._replace(arrival_s=now_s + after.arrival_s)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine and what it is asked to serve."""
+
+    limits: SchedulerLimits
+    version: str
+    contiguous: bool
+    num_blocks: int  # with the null block
+    block_size: int
+    caching: bool
+    pipeline_depth: int
+    law: WindowLaw
+    starts: tuple[Request, ...]
+    chains: tuple[tuple[int, Request], ...] = ()
+
+    def kv(self, *, track_ids: bool = False) -> KVCacheManager[Any]:
+        if self.contiguous:
+            return ContiguousKVCache((self.num_blocks - 1) * self.block_size, self.limits.max_model_len)
+        return PagedKVCache(
+            self.num_blocks,
+            self.block_size,
+            enable_prefix_caching=self.caching,
+            blank_blocks_first=RULES[self.version].blank_blocks_first,
+            track_ids=track_ids,
+        )
+
+    def workload(self) -> ScriptedWorkload:
+        return ScriptedWorkload(list(self.starts), dict(self.chains))
+
+
+def run_case(case: Case, scheduler: Scheduler) -> Log:
+    """Serve the case's requests to the end; fails when the engine goes in circles."""
+
+    def stop() -> bool:
+        assert scheduler.step < MOST_STEPS, "the engine makes no progress"
+        return False
+
+    return simulate(case.workload(), scheduler, case.law, pipeline_depth=case.pipeline_depth, stop=stop)
+
+
+# ---- drawing cases -----------------------------------------------------------------------------
+
+_lengths = st.integers(1, 16)
+_names = st.sampled_from(["a", "b", "c", None])
+_prompts = st.lists(st.tuples(_names, _lengths), min_size=1, max_size=3)
+
+
+@st.composite
+def _requests(draw: st.DrawFn) -> tuple[tuple[Request, ...], tuple[tuple[int, Request], ...]]:
+    """Requests that share prefixes, repeat one another's outputs, and follow one another."""
+    starts: list[Request] = []
+    chains: list[tuple[int, Request]] = []
+    known: list[Request] = []
+    named = draw(st.booleans())
+    apart = draw(st.sampled_from([0, 8, 64, 512]))
+    now = 0
+    for index in range(draw(st.integers(1, 10))):
+        earlier = draw(st.sampled_from(known)) if known and named and draw(st.booleans()) else None
+        prompt: tuple[Segment, ...] = ()
+        if earlier is not None and earlier.output_name is not None:
+            repeated = draw(st.integers(1, earlier.output_tokens))
+            prompt = (*earlier.prompt, Segment(earlier.output_name, repeated))
+        prompt += tuple(Segment(name, length) for name, length in draw(_prompts))
+        output = draw(st.integers(1, 40))
+        name = ("out", index) if named and draw(st.booleans()) else None
+        follows = earlier is not None and all(i != earlier.index for i, _ in chains) and draw(st.booleans())
+        delay = draw(st.integers(0, apart)) if apart else 0
+        if not follows:
+            now += delay
+        request = Request(
+            index, f"r{index}", (delay if follows else now) * TICK_S,
+            sum(segment.num_tokens for segment in prompt), output, prompt, name, draw(st.integers(0, 2)),
+        )  # fmt: skip
+        known.append(request)
+        if follows and earlier is not None:
+            chains.append((earlier.index, request))
+        else:
+            starts.append(request)
+    return tuple(starts), tuple(chains)
+
+
+def _apart(request: Request) -> Request:
+    """Nobody arrives at the same moment: between equals vLLM's priority policy may preempt in circles."""
+    return request._replace(arrival_s=request.arrival_s + request.index * 2.0**-30)
+
+
+@st.composite
+def _laws(draw: st.DrawFn) -> WindowLaw:
+    windows = draw(st.sampled_from([(None,), (None, 64), (None, 7), (12,), (5, None, 30)]))
+    return WindowLaw(
+        windows,
+        base=draw(st.integers(1, 64)),
+        per_token=draw(st.integers(0, 4)),
+        per_context=tuple(draw(st.integers(0, 2)) for _ in windows),
+        num_steps=draw(st.sampled_from([1 << 40, 1, 3])),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn, **fixed: Any) -> Case:
+    """Engines whose pool holds one longest request or little more; ``fixed`` pins settings by name."""
+
+    def pick(name: str, strategy: st.SearchStrategy[Any]) -> Any:
+        return fixed[name] if name in fixed else draw(strategy)
+
+    block_size = pick("block_size", st.sampled_from([1, 2, 3, 4, 8, 16]))
+    usable = draw(st.integers(max(2, 32 // block_size), max(8, 160 // block_size)))
+    max_model_len = draw(st.integers(usable * block_size // 2 + 1, usable * block_size))
+    chunked = pick("enable_chunked_prefill", st.booleans())
+    budget = draw(st.integers(4, 80))
+    limits = SchedulerLimits(
+        max_num_seqs=pick("max_num_seqs", st.integers(1, 8)),
+        max_num_batched_tokens=budget if chunked else max(budget, max_model_len),
+        max_model_len=max_model_len,
+        enable_chunked_prefill=chunked,
+        long_prefill_token_threshold=pick(
+            "long_prefill_token_threshold", st.one_of(st.just(0), st.integers(1, 20))
+        ),
+        priority_policy=pick("priority_policy", st.booleans()),
+        watermark_blocks=pick("watermark_blocks", st.integers(0, 2)),
+        scheduler_reserve_full_isl=pick("scheduler_reserve_full_isl", st.booleans()),
+    )
+    starts, chains = draw(_requests())
+    if limits.priority_policy:
+        starts = tuple(_apart(request) for request in starts)
+        chains = tuple((index, _apart(request)) for index, request in chains)
+    return Case(
+        limits,
+        pick("version", st.sampled_from(sorted(RULES))),
+        pick("contiguous", st.integers(0, 7).map(lambda n: n == 7)),
+        usable + 1,
+        block_size,
+        pick("caching", st.integers(0, 2).map(bool)),
+        pick("pipeline_depth", st.sampled_from([1, 2])),
+        pick("law", _laws()),
+        starts,
+        chains,
+    )

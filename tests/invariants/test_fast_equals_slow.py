@@ -1,0 +1,102 @@
+"""The decode group and repeated plans change how a schedule is found, never the schedule.
+
+Every case is served twice: looking at each request in each step, and advancing together what can be.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from engine_cases import Case, cases, run_case
+from hypothesis import given, settings
+
+from servesim.engine.events import Log
+from servesim.engine.scheduler import Scheduler
+from servesim.engine.state import Plan, RequestState
+from servesim.engine.versions import RULES
+
+
+class _Recorder(Scheduler):
+    """Writes down who is admitted, preempted and finished in which step."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.decisions: list[tuple[int, str, tuple[int, ...]]] = []
+
+    def plan(self) -> Plan | None:
+        plan = super().plan()
+        if plan is not None:
+            for what, who in (("admitted", plan.admitted), ("preempted", plan.preempted)):
+                if who:
+                    self.decisions.append((plan.step, what, tuple(r.request.index for r in who)))
+        return plan
+
+    def retire(self, ended: list[RequestState], steps: int, now_s: float) -> None:
+        super().retire(ended, steps, now_s)
+        if ended:
+            indices = tuple(sorted(r.request.index for r in ended))
+            self.decisions.append((self._committed_step, "finished", indices))
+
+
+def serve(case: Case, *, one_by_one: bool) -> tuple[Log, list[tuple[int, str, tuple[int, ...]]]]:
+    scheduler = _Recorder(
+        case.limits, RULES[case.version], case.kv(), case.law.windows, one_by_one=one_by_one
+    )
+    log = run_case(case, scheduler)
+    return log, scheduler.decisions
+
+
+def requests_of(log: Log) -> list[tuple[float | None, ...]]:
+    """Request rows in the order of their ends, NaN as None."""
+    rows = zip(*log.requests.columns.values(), strict=True)
+    return [tuple(None if value != value else value for value in row) for row in rows]
+
+
+STEP = ("steps", "decodes", "prefills", "prefill_tokens", "outputs", "itl_samples", "running", "waiting")
+KV = ("kv_tokens", "kv_reserved", "kv_internal", "kv_external", "kv_cached", "kv_free", "kv_logical")
+
+
+def steps_of(log: Log) -> list[dict[str, float]]:
+    """One record per step; of the KV classes, those that the row gives: at its first and its last step."""
+    columns = log.steps.columns
+    records = []
+    for row in zip(*columns.values(), strict=True):
+        values = dict(zip(columns, row, strict=True))
+        start_s, count = values["start_s"], int(values["steps"])
+        for j in range(count):
+            duration_s = values["first_s"] + j * values["growth_s"]
+            record = {"start_s": start_s, "duration_s": duration_s}
+            record |= {name: values[name] for name in STEP[1:]}
+            record["preemptions"] = values["preemptions"] if j == 0 else 0
+            if j == 0:
+                record |= {name: values[name] for name in (*KV, "context_tokens")}
+            elif j == count - 1:
+                record |= {name: values[f"end_{name}"] for name in KV}
+            records.append(record)
+            start_s += duration_s
+    return records
+
+
+def gaps_of(log: Log) -> Counter[float]:
+    """All inter-token latencies."""
+    gaps = Counter(log.itl_gaps_s.tolist())
+    for step in steps_of(log):
+        gaps[step["duration_s"]] += int(step["itl_samples"])
+    return +gaps
+
+
+@settings(max_examples=400, deadline=None, report_multiple_bugs=False)
+@given(cases())
+def test_the_schedule_does_not_depend_on_how_it_is_found(case: Case) -> None:
+    fast, fast_decisions = serve(case, one_by_one=False)
+    slow, slow_decisions = serve(case, one_by_one=True)
+    assert fast_decisions == slow_decisions
+    assert requests_of(fast) == requests_of(slow)
+    fast_steps, slow_steps = steps_of(fast), steps_of(slow)
+    assert len(fast_steps) == len(slow_steps)
+    for number, (quick, exact) in enumerate(zip(fast_steps, slow_steps, strict=True)):
+        assert (number, quick) == (number, {name: exact[name] for name in quick})
+    assert gaps_of(fast) == gaps_of(slow)
+    assert fast.counters == slow.counters
+    assert fast.end_s == slow.end_s
