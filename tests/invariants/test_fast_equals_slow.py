@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from servesim.engine.events import Log
 from servesim.engine.scheduler import Scheduler
-from servesim.engine.state import Plan, RequestState
+from servesim.engine.state import Plan
 from servesim.engine.versions import RULES
 
 
@@ -32,11 +32,12 @@ class _Recorder(Scheduler):
                     self.decisions.append((plan.step, what, tuple(r.request.index for r in who)))
         return plan
 
-    def retire(self, ended: list[RequestState], steps: int, now_s: float) -> None:
-        super().retire(ended, steps, now_s)
-        if ended:
-            indices = tuple(sorted(r.request.index for r in ended))
-            self.decisions.append((self._committed_step, "finished", indices))
+    def commit(self, plan: Plan, now_s: float, steps: int = 1) -> Any:
+        result = super().commit(plan, now_s, steps)
+        if plan.finishing:
+            ended = tuple(r.request.index for r in plan.finishing)
+            self.decisions.append((plan.last_step, "finished", ended))
+        return result
 
 
 def serve(case: Case, *, one_by_one: bool) -> tuple[Log, list[tuple[int, str, tuple[int, ...]]]]:

@@ -67,6 +67,7 @@ class DecodeGroup:
     def __init__(self, windows: Sequence[int | None], growth_block_size: int | None) -> None:
         self._windows = tuple(windows)
         self._block_size = growth_block_size
+        self.has_windows = any(window is not None for window in windows)
         self.clear()
 
     def clear(self) -> None:
@@ -112,12 +113,14 @@ class DecodeGroup:
 
     def next_contexts(self) -> tuple[int, ...]:
         """Sum of the KV tokens that the next step attends to, by attention window."""
-        if self._windows == (None,):
+        if not self.has_windows:
             return (len(self.members) * (self.tick + 1) + self._offsets,)
         return tuple(c + g for c, g in zip(self.context_tokens(), self.context_growth(), strict=True))
 
     def context_growth(self) -> tuple[int, ...]:
         """What a step adds to context_tokens."""
+        if not self.has_windows:
+            return (len(self.members),)
         return tuple(len(self.members) if w is None else self._clipped[w].growing for w in self._windows)
 
     def blocks_demanded(self, steps: int) -> int:
@@ -125,11 +128,15 @@ class DecodeGroup:
         size = self._block_size
         if size is None:
             return 0
+        phase = self.tick % size
+        if steps == 1:
+            return self._phases[phase]
         cycles, rest = divmod(steps, size)
-        demand = cycles * len(self.members)
-        for ahead in range(self.tick, self.tick + rest):
-            demand += self._phases[ahead % size]
-        return demand
+        end = phase + rest
+        demand = sum(self._phases[phase:end])
+        if end > size:
+            demand += sum(self._phases[: end - size])
+        return demand + cycles * len(self.members) if cycles else demand
 
     def steps_within(self, num_free_blocks: int) -> int:
         """Steps that the free blocks certainly allow."""
@@ -156,8 +163,9 @@ class DecodeGroup:
     def advance(self, steps: int) -> list[RequestState]:
         """Compute a token per member and step; members that reach their last slot leave and are returned."""
         self.tick += steps
-        for clipped in self._clipped.values():
-            clipped.advance(self.tick)
+        if self.has_windows:
+            for clipped in self._clipped.values():
+                clipped.advance(self.tick)
         self._admit_waste()
         done = []
         while self._finishes and self._finishes[0][0] <= self.tick:

@@ -9,7 +9,7 @@ from typing import Any
 
 import simpy
 
-from servesim.cost.step_time import AffineSteps, StepTime
+from servesim.cost.step_time import StepTime
 from servesim.engine.events import Log
 from servesim.engine.scheduler import Scheduler
 from servesim.engine.state import Plan, RequestState, Status
@@ -66,27 +66,39 @@ def simulate(
 
 
 class _Flight:
-    """A plan on its way through the GPU: its pace, and the log row that its steps have filled so far."""
+    """A plan on its way through the GPU: its pace, and the log row that its steps have filled so far.
 
-    __slots__ = ("begun_s", "done", "end_usage", "first", "pace", "plan", "usage")
+    Step j from now takes ``first_s + j * growth_s``, for ``num_steps`` steps.
+    """
+
+    __slots__ = (
+        "begun_s",
+        "done",
+        "end_usage",
+        "first_s",
+        "growth_s",
+        "num_steps",
+        "plan",
+        "row_first_s",
+        "usage",
+    )
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.pace: AffineSteps  # from the next step on
-        self.done = 0  # steps of the row that have ended; it began at begun_s with the pace first
-        self.begun_s = 0.0
-        self.first: AffineSteps
+        self.first_s = self.growth_s = 0.0
+        self.num_steps = 1
+        self.done = 0  # steps of the row that have ended; it began at begun_s with row_first_s
+        self.begun_s = self.row_first_s = 0.0
         self.usage: Usage
         self.end_usage: Usage
 
     def duration_s(self, steps: int) -> float:
         """Seconds of the next ``steps`` steps."""
-        first_s, growth_s, _ = self.pace
-        return steps * first_s + 0.5 * steps * (steps - 1) * growth_s
+        return steps * self.first_s + 0.5 * steps * (steps - 1) * self.growth_s
 
     def steps_until(self, elapsed_s: float) -> int:
         """Steps that have begun by then, at least one; a step that ends just then has no successor yet."""
-        first_s, growth_s, _ = self.pace
+        first_s, growth_s = self.first_s, self.growth_s
         if growth_s > 0:  # the root of n * first + n (n - 1) / 2 * growth = elapsed
             half = first_s - 0.5 * growth_s
             steps = int(2 * elapsed_s / (half + (half * half + 2 * growth_s * elapsed_s) ** 0.5))
@@ -101,8 +113,8 @@ class _Flight:
 
     def leave_behind(self, steps: int) -> None:
         """Count steps as done and move the pace on."""
-        first_s, growth_s, num_steps = self.pace
-        self.pace = AffineSteps(first_s + steps * growth_s, growth_s, num_steps - steps)
+        self.first_s += steps * self.growth_s
+        self.num_steps -= steps
         self.done += steps
 
 
@@ -144,7 +156,8 @@ class Engine:
         """A request arrives now."""
         state = self._scheduler.add(request)
         if state.status is Status.REFUSED:
-            self._end(state, nan)
+            self._write(state, nan)
+            self._on_end(request, request.arrival_s)
         elif self._idle is not None:
             self._idle.succeed()
             self._idle = None
@@ -169,7 +182,7 @@ class Engine:
                 yield env.timeout(self._now_s - env.now)
             if flights and flights[0].plan.coasts and not scheduler.news:
                 yield from self._coast(flights[0])
-                if env.peek() <= self._now_s:
+                if env.peek() <= self._now_s or len(flights) == self._depth:
                     continue
             plan = scheduler.plan()
             if plan is not None:
@@ -189,33 +202,35 @@ class Engine:
             if state.num_preemptions == 0:
                 state.scheduled_s = self._now_s
         flight = _Flight(plan)
-        if plan.coasts:
-            self._set_pace(flight)
-        else:
-            step_s = self._step_time.step_s(plan.shape) if plan.shape.num_tokens else 0.0
-            flight.pace = AffineSteps(step_s, 0.0, 1)
+        self._set_pace(flight)
         self._flights.append(flight)
         if len(self._flights) == 1:
             self._begin(flight)
 
     def _set_pace(self, flight: _Flight) -> None:
-        plan, growth = flight.plan, self._scheduler.group.context_growth()
-        flight.pace = self._step_time.decode_steps(plan.group_size, plan.shape.decode_context_tokens, growth)
+        plan = flight.plan
+        if plan.coasts and not plan.scheduled:
+            flight.first_s, flight.growth_s, flight.num_steps = self._step_time.decode_steps(
+                plan.group_size, plan.shape.decode_context_tokens, self._scheduler.group.context_growth()
+            )
+        elif plan.shape.num_sampled or plan.shape.chunks:
+            flight.first_s = self._step_time.step_s(plan.shape)
 
     def _begin(self, flight: _Flight) -> None:
         """The GPU begins with a plan."""
-        flight.done, flight.begun_s, flight.first = 0, self._now_s, flight.pace
+        flight.done, flight.begun_s, flight.row_first_s = 0, self._now_s, flight.first_s
         flight.usage = flight.end_usage = self._scheduler.usage()
 
     def _coast(self, flight: _Flight) -> Process:
-        """Let the decode group run until something else must be decided.
+        """Let the decode group run until something must be decided.
 
-        Members that end on the way leave; the others go on without a new plan as long as nobody waits.
+        Requests that end on the way leave; the others go on without a new plan as long as nobody waits.
         With async scheduling a step more than has ended is scheduled at any time, also when this returns.
         """
-        env, scheduler, plan, lead = self._env, self._scheduler, flight.plan, self._depth - 1
+        env, scheduler, lead = self._env, self._scheduler, self._depth - 1
         while True:
-            whole, ends = scheduler.segment(plan, flight.pace.num_steps, lead)
+            plan = flight.plan
+            whole, ends = scheduler.segment(plan, flight.num_steps, lead)
             steps = whole if ends else whole - lead
             if steps < 1:
                 return
@@ -227,76 +242,66 @@ class Engine:
                 ends = ends and steps == whole
                 yield env.timeout(end_s - env.now)
             self._now_s = end_s
-            scheduler.extend(plan, steps - 1)
-            flight.end_usage = scheduler.usage()
+            if steps > 1:
+                scheduler.extend(plan, steps - 1)
+                flight.end_usage = scheduler.usage()
             flight.leave_behind(steps)
-            if not ends:
-                scheduler.retire([], steps, end_s)
-                if lead:
-                    scheduler.extend(plan, 1)
-                    flight.end_usage = scheduler.usage()
-                else:
-                    scheduler.land(plan)
-                    self._land(flight, plan.shape.num_sampled)
+            if not ends and lead:
+                scheduler.commit_repetitions(steps, end_s)
+                scheduler.extend(plan, 1)
+                flight.end_usage = scheduler.usage()
                 return
-            if not self._pass_end(flight, steps) or interrupted or scheduler.news:
+            if not self._pass_end(flight, steps, lead) or interrupted:
                 return
 
-    def _pass_end(self, flight: _Flight, steps: int) -> bool:
-        """Members end; schedule the others' next step, before the ended ones free their blocks if async.
+    def _pass_end(self, flight: _Flight, steps: int, lead: int) -> bool:
+        """End a segment and go on to the next one, which async scheduling has scheduled before.
 
-        Returns whether the plan is still in flight.
+        Returns whether the group coasts on.
         """
-        scheduler, plan, ended = self._scheduler, flight.plan, flight.plan.finishing
-        self._write_row(flight, plan.shape.num_sampled)
-        goes_on = self._depth > 1 and scheduler.renew(plan)
-        scheduler.retire(ended, steps, self._now_s)
-        for state in ended:
-            self._end(state, self._now_s)
-        if self._depth == 1 and not scheduler.news:
-            goes_on = scheduler.renew(plan)
-        if goes_on:
-            self._set_pace(flight)
-            self._begin(flight)
-        else:
-            scheduler.land(plan)
+        scheduler, plan = self._scheduler, flight.plan
+        after = scheduler.renew(plan) if lead else None
+        self._commit(flight, steps)
+        if not lead and not scheduler.waiting and self._env.peek() > self._now_s:
+            after = scheduler.renew(plan)
+        if after is None:
             self._flights.popleft()
-        return goes_on
+            return False
+        flight.plan = after
+        self._set_pace(flight)
+        self._begin(flight)
+        return not scheduler.news and self._env.peek() > self._now_s
 
     def _finish(self, flight: _Flight) -> Process:
-        """Wait for the step in flight and commit it."""
-        env, plan = self._env, flight.plan
-        end_s = self._now_s + flight.pace.first_s
+        """Wait for the one step in flight and commit it."""
+        env = self._env
+        end_s = self._now_s + flight.first_s
         if end_s > env.peek():
             yield env.timeout(end_s - env.now)
         self._now_s = end_s
-        itl_samples, gaps = self._scheduler.commit(plan, end_s)
-        self._log.itl_gaps_s.extend(gaps)
         flight.leave_behind(1)
-        self._land(flight, itl_samples)
-        for state in plan.finishing:
-            self._end(state, end_s)
-
-    def _land(self, flight: _Flight, itl_samples: int) -> None:
-        self._write_row(flight, itl_samples)
         self._flights.popleft()
+        self._commit(flight, 1)
         if self._flights:
             self._begin(self._flights[0])
 
-    def _write_row(self, flight: _Flight, itl_samples: int) -> None:
-        plan, shape, pace = flight.plan, flight.plan.shape, flight.first
-        self._log.end_s = self._now_s
+    def _commit(self, flight: _Flight, steps: int) -> None:
+        """Process the output of a plan's last steps and write its row."""
+        plan, shape, now_s = flight.plan, flight.plan.shape, self._now_s
+        itl_samples, gaps = self._scheduler.commit(plan, now_s, steps)
+        if gaps:
+            self._log.itl_gaps_s.extend(gaps)
+        self._log.end_s = now_s
         self._log.steps.append(
-            flight.begun_s, pace.first_s, pace.growth_s,
-            flight.done, shape.num_decodes, len(shape.chunks), shape.num_tokens - shape.num_decodes,
+            flight.begun_s, flight.row_first_s, flight.growth_s,
+            flight.done, shape.num_decodes, len(shape.chunks), sum([tokens for tokens, _ in shape.chunks]),
             shape.decode_context_tokens[0], shape.num_sampled, itl_samples,
-            plan.running - plan.num_draining, plan.waiting,
-            len(plan.preempted), *flight.usage, *flight.end_usage,
+            plan.running - plan.num_draining, plan.waiting, len(plan.preempted),
+            *flight.usage, *flight.end_usage,
         )  # fmt: skip
-
-    def _end(self, state: RequestState, finish_s: float) -> None:
-        self._write(state, finish_s)
-        self._on_end(state.request, self._now_s)
+        for state in plan.finishing:
+            self._write(state, now_s)
+            self._on_end(state.request, now_s)
 
     def _write(self, state: RequestState, finish_s: float) -> None:
         request = state.request

@@ -87,12 +87,14 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """Schedule the next step; None when there is nothing to do."""
-        plan = Plan(self.step)
         self.news = False
         self._form_group()
         chunks = self._chunks_beside_group()
+        plan = Plan(self.step, len(self.group))
+        plan.scheduled, plan.yielding, plan.admitted, plan.preempted = [], [], [], []
         if chunks is None:
             self._dissolve_group()
+            plan.together, plan.group_size = False, 0
             budget = self._schedule_running(plan)
         else:
             budget = self._advance_together(plan, chunks)
@@ -100,102 +102,94 @@ class Scheduler:
         if not (plan.scheduled or plan.group_size or plan.preempted):
             return None
         self._close(plan)
-        plan.coasts = settled and plan.together and not plan.scheduled
+        plan.coasts = (
+            settled and plan.together and len(self._loose) == plan.num_draining + len(plan.finishing)
+        )
         return plan
 
-    # ---- a plan that coasts: the decode group alone, step after step ---------------------------
+    # ---- a plan that coasts: the decode group goes on, step after step --------------------------
 
     def segment(self, plan: Plan, num_steps: int, lead: int) -> tuple[int, bool]:
-        """Steps that the plan's next one starts, all of the same requests, and whether the last ends some.
+        """Steps from the plan's next one on that compute the same requests, and whether others follow.
 
-        At most ``num_steps``. ``lead``: steps scheduled ahead of the running one, for which blocks must do.
+        At most ``num_steps``. ``lead``: steps scheduled ahead of the running one; what follows the segment
+        is then scheduled before it ends, and takes a new plan if somebody waits or blocks may run short.
         """
-        group = self.group
-        if plan.finishing:
+        if plan.scheduled or plan.finishing:
             steps, ends = 1, True
         else:
+            group = self.group
             to_finish = group.steps_to_finish()
-            others = min(group.steps_to_crossing(), group.steps_within(self.kv.num_free_blocks))
-            steps, ends = 1 + min(to_finish, others), to_finish <= others
-        if ends and lead and (self.waiting or group.blocks_demanded(steps) > self.kv.num_free_blocks):
-            ends = False  # what follows the end is scheduled before it, and needs a plan
+            others = group.steps_within(self.kv.num_free_blocks)
+            if group.has_windows:
+                others = min(others, group.steps_to_crossing())
+            steps, ends = (1 + to_finish, True) if to_finish <= others else (1 + others, False)
+        if ends and lead and (self.waiting or self.group.blocks_demanded(steps) > self.kv.num_free_blocks):
+            ends = False
         return (steps, ends) if steps <= num_steps else (num_steps, False)
 
     def extend(self, plan: Plan, steps: int) -> None:
         """Schedule ``steps`` repetitions of the plan, within its segment."""
-        if not steps:
-            return
-        self.kv.grow(self.group.blocks_demanded(steps))
-        self._collect_finishing(plan, steps)
-        self._count_steps(plan, steps)
+        if steps:
+            self.kv.grow(self.group.blocks_demanded(steps))
+            self._collect_finishing(plan, steps)
+            plan.last_step += steps
+            self._count_steps(plan, steps)
 
-    def renew(self, plan: Plan) -> bool:
-        """Schedule the next step of the members that go on; False when it takes a new plan.
-
-        ``plan.finishing``, which still counts among the running, is replaced.
-        """
+    def renew(self, plan: Plan) -> Plan | None:
+        """Schedule the step of the decode group that follows a plan; None when it takes a decision."""
         group = self.group
-        demand = group.blocks_demanded(1)
-        if not group or demand > self.kv.num_free_blocks:
-            return False
-        plan.running -= len(plan.finishing)
-        plan.finishing = []
-        plan.group_size = len(group)
-        plan.shape = StepShape(len(group), group.next_contexts(), (), len(group))
-        plan.step = plan.last_step + 1
+        size, demand = len(group.members), group.blocks_demanded(1)
+        if not size or demand > self.kv.num_free_blocks:
+            return None
+        after = Plan(self.step, size)
+        after.lookup, after.waiting = plan.lookup, plan.waiting
+        after.running = plan.running - plan.num_draining - len(plan.finishing)
+        after.shape = StepShape(size, group.next_contexts(), (), size)
         self.kv.grow(demand)
-        self._collect_finishing(plan, 1)
-        self._count_steps(plan, 1)
-        return True
-
-    def land(self, plan: Plan) -> None:
-        """The plan has no step in flight any more."""
-        self._in_flight.popleft()
-
-    def retire(self, ended: list[RequestState], steps: int, now_s: float) -> None:
-        """Process the output of ``steps`` steps, the last of which ended at ``now_s`` with these requests.
-
-        Brings ``ended`` into vLLM's order, that of admission.
-        """
-        self._committed_step += steps
-        self._committed_s = now_s
-        if len(ended) > 1:
-            ended.sort(key=_admission)
-        for request in ended:
-            self._finish(request)
+        self._collect_finishing(after, 1)
+        self._count_steps(after, 1)
+        self._in_flight.append(after)
+        return after
 
     def _count_steps(self, plan: Plan, steps: int) -> None:
         self.step += steps
-        plan.last_step += steps
         self.prefix_cache_queries += plan.lookup[0] * steps
         self.prefix_cache_hits += plan.lookup[1] * steps
 
-    # --------------------------------------------------------------------------------------------
+    # ---- the output of steps ---------------------------------------------------------------------
 
-    def commit(self, plan: Plan, now_s: float) -> tuple[int, list[float]]:
-        """Process the output of the plan's one step in flight, which ended at ``now_s``.
+    def commit_repetitions(self, steps: int, now_s: float) -> None:
+        """Process the output of ``steps`` steps of a plan of which one more is in flight."""
+        self._committed_step += steps
+        self._committed_s = now_s
 
-        Returns how many of its tokens follow a token of the step before, and the longer gaps in seconds.
-        The requests in ``plan.finishing`` have ended and hold no KV any more.
+    def commit(self, plan: Plan, now_s: float, steps: int = 1) -> tuple[int, list[float]]:
+        """Process the output of the plan's last ``steps`` steps, which ended at ``now_s``.
+
+        Returns how many tokens of each follow a token of the step before, and the longer gaps in seconds.
+        The requests in ``plan.finishing``, in order of admission, have ended and hold no KV any more.
         """
         self._in_flight.popleft()
+        self._committed_step += steps
+        self._committed_s = now_s
+        contiguous, gaps = plan.group_size, []
         for request, _, _ in plan.scheduled:
             request.num_in_flight_tokens = 0
-        step = plan.last_step
-        contiguous, gaps = plan.group_size, []
         for request in plan.yielding:
             request.num_output_tokens += 1
             request.num_placeholders -= 1
             if request.first_token_s != request.first_token_s:  # NaN: not reached yet
                 request.first_token_s = now_s
-            elif request.emitted_step == step - 1:
+            elif request.emitted_step == self._committed_step - 1:
                 contiguous += 1
             else:
                 gaps.append(now_s - request.emitted_s)
-            request.emitted_step, request.emitted_s = step, now_s
+            request.emitted_step, request.emitted_s = self._committed_step, now_s
             if request.status is Status.RUNNING and not request.grouped:
                 self.kv.cache(request.sequence, request.num_computed_tokens - request.num_placeholders)
-        self.retire(plan.finishing, 1, now_s)
+        if plan.finishing:
+            self._retire(plan.finishing)
         return contiguous, gaps
 
     def usage(self) -> Usage:
@@ -260,13 +254,13 @@ class Scheduler:
     def _advance_together(self, plan: Plan, chunks: list[tuple[RequestState, int]]) -> int:
         """Schedule the group and the chunks; returns the tokens left."""
         group = self.group
-        plan.together = True
-        plan.group_size = len(group)
         plan.shape = StepShape(len(group), group.next_contexts(), (), 0)
         budget = self.limits.max_num_batched_tokens - len(group)
         if group:
             self.kv.grow(group.blocks_demanded(1))
             self._collect_finishing(plan, 1)
+            if self._outputs_are_shared:
+                self._cache_group_outputs()
         for request, tokens in chunks:
             self._schedule(plan, request, tokens)
             budget -= tokens
@@ -274,6 +268,7 @@ class Scheduler:
 
     def _collect_finishing(self, plan: Plan, steps: int) -> None:
         for request in self.group.advance(steps):
+            request.num_placeholders += 1
             self.kv.settle(request.sequence, request.num_computed_tokens)
             self.kv.cache(request.sequence, request.num_computed_tokens - bool(self._in_flight))
             self._loose[request] = None
@@ -294,7 +289,7 @@ class Scheduler:
             if request.joined_step <= self._committed_step:
                 request.emitted_step, request.emitted_s = self._committed_step, self._committed_s
             if in_flight and in_flight.together and request.joined_step < in_flight.last_step:
-                in_flight.yielding.append(request)
+                in_flight.yielding = [*in_flight.yielding, request]
                 in_flight.group_size -= 1
             self.kv.settle(request.sequence, computed)
             self.kv.cache(request.sequence, computed - request.num_placeholders)
@@ -377,8 +372,6 @@ class Scheduler:
     def _admit(self, plan: Plan, budget: int) -> bool:
         """vLLM's second loop: the waiting requests; returns whether what stopped it lasts until news come."""
         limits, kv = self.limits, self.kv
-        if self._outputs_are_shared and self.waiting and len(self.running) < limits.max_num_seqs:
-            self._cache_group_outputs()
         while self.waiting and budget > 0:
             if len(self.running) >= limits.max_num_seqs:
                 break
@@ -438,9 +431,12 @@ class Scheduler:
 
     def _close(self, plan: Plan) -> None:
         """Advance what was scheduled, and write down the step's shape."""
-        decodes, contexts, chunks = plan.group_size, list(plan.shape.decode_context_tokens), []
-        if not contexts:
-            contexts = [0] * len(self._windows)
+        self.step += 1
+        plan.running, plan.waiting = len(self.running), len(self.waiting)
+        plan.num_draining = sum([len(flying.finishing) for flying in self._in_flight])
+        self._in_flight.append(plan)
+        decodes, chunks = plan.group_size, []
+        contexts = list(plan.shape.decode_context_tokens) if plan.together else [0] * len(self._windows)
         for request, tokens, before in plan.scheduled:
             if tokens == 1 and before:
                 decodes += 1
@@ -453,10 +449,6 @@ class Scheduler:
             if computed >= request.num_tokens + request.num_placeholders:
                 self._expect_token(plan, request)
         plan.shape = StepShape(decodes, tuple(contexts), tuple(chunks), plan.group_size + len(plan.yielding))
-        plan.running, plan.waiting = len(self.running), len(self.waiting)
-        plan.num_draining = sum(len(flying.finishing) for flying in self._in_flight)
-        self.step += 1
-        self._in_flight.append(plan)
 
     def _expect_token(self, plan: Plan, request: RequestState) -> None:
         request.num_placeholders += 1
@@ -466,6 +458,14 @@ class Scheduler:
             plan.finishing.append(request)
         elif plan.together:
             self._join(request)
+
+    def _retire(self, ended: list[RequestState]) -> None:
+        """End requests, and bring them into the order in which vLLM ends them."""
+        if len(ended) > 1:
+            ended.sort(key=_admission)
+        for request in ended:
+            self._finish(request)
+        self.news |= bool(self.waiting)
 
     def _finish(self, request: RequestState) -> None:
         if request.status is Status.WAITING:  # preempted while its last token was on its way
@@ -477,7 +477,6 @@ class Scheduler:
         request.num_output_tokens = request.output_limit
         complete = request.output_limit == request.request.output_tokens
         request.status = Status.FINISHED_STOP if complete else Status.FINISHED_LENGTH
-        self.news = True
 
 
 def _admission(request: RequestState) -> int:

@@ -94,44 +94,30 @@ class RequestState:
 
 
 class Plan:
-    """One step as scheduled; if it ``coasts`` it may run again with nothing but lengths changing.
+    """One step as scheduled; if it ``coasts`` the decode group can go on after it without a new plan.
 
     ``scheduled`` lists the requests handled one by one as (request, tokens, computed tokens before), in
     vLLM's order; ``group_size`` more decode together. ``yielding`` are those of ``scheduled`` whose token
     comes out; ``finishing`` are requests whose last token the plan's last step yields.
     ``running`` counts, as vLLM does, also ``num_draining`` whose last token is in an earlier step.
     ``lookup`` is the prefix-cache look-up (tokens, hits) of a waiting request that did not fit.
+
+    The values in the class are those of a step of the decode group alone; its lists stay empty.
     """
 
-    __slots__ = (
-        "admitted",
-        "coasts",
-        "finishing",
-        "group_size",
-        "last_step",
-        "lookup",
-        "num_draining",
-        "preempted",
-        "running",
-        "scheduled",
-        "shape",
-        "step",
-        "together",
-        "waiting",
-        "yielding",
-    )
+    together = True  # scheduled by group and chunks, not one by one
+    coasts = True
+    scheduled: list[tuple[RequestState, int, int]] = []  # noqa: RUF012
+    yielding: list[RequestState] = []  # noqa: RUF012
+    admitted: list[RequestState] = []  # noqa: RUF012
+    preempted: list[RequestState] = []  # noqa: RUF012
+    num_draining = 0
+    lookup = (0, 0)
+    running: int
+    waiting: int
+    shape: StepShape
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, group_size: int) -> None:
         self.step = self.last_step = step
-        self.together = False  # scheduled by group and chunks, not one by one
-        self.scheduled: list[tuple[RequestState, int, int]] = []
-        self.yielding: list[RequestState] = []
-        self.admitted: list[RequestState] = []
-        self.preempted: list[RequestState] = []
+        self.group_size = group_size
         self.finishing: list[RequestState] = []
-        self.group_size = 0
-        self.coasts = False
-        self.lookup = (0, 0)
-        self.running = self.waiting = 0
-        self.num_draining = 0
-        self.shape = StepShape(0, (), (), 0)
