@@ -240,37 +240,40 @@ class Engine:
                 steps = min(steps, flight.steps_until(horizon_s - self._now_s))
                 end_s = self._now_s + flight.duration_s(steps)
                 ends = ends and steps == whole
-                yield env.timeout(end_s - env.now)
-            self._now_s = end_s
             if steps > 1:
                 scheduler.extend(plan, steps - 1)
                 flight.end_usage = scheduler.usage()
-            flight.leave_behind(steps)
-            if not ends and lead:
-                scheduler.commit_repetitions(steps, end_s)
+            after = scheduler.renew(plan) if ends and lead else None
+            if lead and not ends:
                 scheduler.extend(plan, 1)
+            if interrupted:
+                yield env.timeout(end_s - env.now)
+            self._now_s = end_s
+            flight.leave_behind(steps)
+            if lead and not ends:
+                scheduler.commit_repetitions(steps, end_s)
                 flight.end_usage = scheduler.usage()
                 return
-            if not self._pass_end(flight, steps, lead) or interrupted:
+            self._commit(flight, steps)
+            if not self._go_on(flight, after) or interrupted:
                 return
 
-    def _pass_end(self, flight: _Flight, steps: int, lead: int) -> bool:
-        """End a segment and go on to the next one, which async scheduling has scheduled before.
+    def _go_on(self, flight: _Flight, after: Plan | None) -> bool:
+        """Pass to the plan after one that has ended; returns whether the group coasts on.
 
-        Returns whether the group coasts on.
+        Async scheduling has made that plan before; else it is made here, unless somebody waits or arrives.
         """
-        scheduler, plan = self._scheduler, flight.plan
-        after = scheduler.renew(plan) if lead else None
-        self._commit(flight, steps)
-        if not lead and not scheduler.waiting and self._env.peek() > self._now_s:
-            after = scheduler.renew(plan)
+        scheduler = self._scheduler
+        undisturbed = not scheduler.news and self._env.peek() > self._now_s
+        if self._depth == 1 and undisturbed and not scheduler.waiting:
+            after = scheduler.renew(flight.plan)
         if after is None:
             self._flights.popleft()
             return False
         flight.plan = after
         self._set_pace(flight)
         self._begin(flight)
-        return not scheduler.news and self._env.peek() > self._now_s
+        return undisturbed
 
     def _finish(self, flight: _Flight) -> Process:
         """Wait for the one step in flight and commit it."""

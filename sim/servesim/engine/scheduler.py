@@ -433,7 +433,8 @@ class Scheduler:
         """Advance what was scheduled, and write down the step's shape."""
         self.step += 1
         plan.running, plan.waiting = len(self.running), len(self.waiting)
-        plan.num_draining = sum([len(flying.finishing) for flying in self._in_flight])
+        draining = [r for flying in self._in_flight for r in flying.finishing if r.status is Status.RUNNING]
+        plan.num_draining = len(draining)
         self._in_flight.append(plan)
         decodes, chunks = plan.group_size, []
         contexts = list(plan.shape.decode_context_tokens) if plan.together else [0] * len(self._windows)
