@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from engine_cases import Case, cases, run_case
-from hypothesis import given, settings
+import pytest
+from engine_cases import TICK_S, Case, WindowLaw, cases, run_case
+from hypothesis import example, given, settings
 
+from servesim.api import simulate
 from servesim.engine.events import Log
-from servesim.engine.scheduler import Scheduler
+from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.state import Plan
 from servesim.engine.versions import RULES
+from servesim.workload.request import Request, Segment
 
 
 class _Recorder(Scheduler):
@@ -87,8 +90,32 @@ def gaps_of(log: Log) -> Counter[float]:
     return +gaps
 
 
+LAST_TOKEN_ON_ITS_WAY = Case(
+    # 3 joins the group when it has one token to go, and is preempted while that one is in flight.
+    SchedulerLimits(4, 17, 17, enable_chunked_prefill=False, scheduler_reserve_full_isl=False),
+    version="0.22", contiguous=False, num_blocks=33, block_size=1, caching=True, pipeline_depth=2,
+    law=WindowLaw(base=1, per_token=0, per_context=(0,)),
+    starts=(
+        Request(0, "r0", 0.0, 1, 5, (Segment("a", 1),)),
+        Request(1, "r1", 0.0, 8, 6, (Segment("a", 8),)),
+        Request(2, "r2", TICK_S, 1, 1, (Segment("a", 1),)),
+        Request(3, "r3", TICK_S, 15, 2, (Segment("b", 1), Segment("a", 14))),
+    ),
+)  # fmt: skip
+REFUSED_WHILE_COASTING = Case(
+    # 1 is refused in the middle of a run of steps; its user's next request follows it at once.
+    SchedulerLimits(1, 17, 17),
+    version="0.26", contiguous=False, num_blocks=33, block_size=1, caching=False, pipeline_depth=1,
+    law=WindowLaw(base=1, per_token=0),
+    starts=(Request(0, "r0", 0.0, 1, 3), Request(1, "r1", 5 * TICK_S, 17, 1)),
+    chains=((1, Request(2, "r2", 0.0, 1, 1)),),
+)  # fmt: skip
+
+
 @settings(max_examples=400, deadline=None, report_multiple_bugs=False)
 @given(cases())
+@example(LAST_TOKEN_ON_ITS_WAY)
+@example(REFUSED_WHILE_COASTING)
 def test_the_schedule_does_not_depend_on_how_it_is_found(case: Case) -> None:
     fast, fast_decisions = serve(case, one_by_one=False)
     slow, slow_decisions = serve(case, one_by_one=True)
@@ -101,3 +128,34 @@ def test_the_schedule_does_not_depend_on_how_it_is_found(case: Case) -> None:
     assert gaps_of(fast) == gaps_of(slow)
     assert fast.counters == slow.counters
     assert fast.end_s == slow.end_s
+
+
+def _one_by_one(*args: Any, **options: Any) -> Scheduler:
+    return Scheduler(*args, **options | {"one_by_one": True})
+
+
+SHIPPED = {
+    "azure-conv-h100": (2.5e9, "workload.trace.max_requests=250", "workload.trace.rate_scale=5"),
+    "azure-conv-h100-contiguous": (2.5e9, "workload.trace.max_requests=80", "workload.trace.rate_scale=5"),
+    "mooncake-conv-h100": (18e9, "workload.trace.max_requests=40", "workload.trace.rate_scale=3"),
+    "poisson-chat": (4.5e9, "workload.num_requests=300"),
+    "closed-loop-sharegpt": (1e9, "workload.trace.max_requests=300", "engine.max_model_len=2048"),
+}
+
+
+@pytest.mark.parametrize("scenario", SHIPPED)
+def test_the_shipped_scenarios_run_alike_either_way(scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With real step times, so equal but for rounding, and with too little memory."""
+    kv_bytes, *overrides = SHIPPED[scenario]
+    overrides.append(f"engine.kv_cache_memory_bytes={kv_bytes:.0f}")
+    fast = simulate(scenario, overrides=overrides).run.log
+    monkeypatch.setattr("servesim.engine.build.Scheduler", _one_by_one)
+    slow = simulate(scenario, overrides=overrides).run.log
+    assert len(fast.steps) < len(slow.steps) == slow.counters["steps"]
+    assert fast.counters == slow.counters
+    for name, column in fast.requests.columns.items():
+        exact = slow.requests.columns[name].tolist()
+        assert column.tolist() == pytest.approx(exact, rel=1e-9, nan_ok=True), name
+    for name in ("duration_s", "running", "waiting", "outputs", "itl_samples"):
+        quick = [step[name] for step in steps_of(fast)]
+        assert quick == pytest.approx([step[name] for step in steps_of(slow)], rel=1e-9), name
