@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check pytest wheel clean
+.PHONY: demo test check pytest validate wheel clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -29,6 +29,10 @@ check: $(VENV)/.developing
 
 pytest: $(VENV)/.developing
 	$(BIN)/pytest --numprocesses auto
+
+# Replays the recorded real runs and rewrites the accuracy page; needs neither a GPU nor vLLM.
+validate: $(VENV)/.installed
+	$(BIN)/servesim validate --out reports/validation
 
 # The built wheel, installed alone in a fresh environment and used from another folder.
 wheel:

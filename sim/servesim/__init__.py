@@ -11,10 +11,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servesim.api import Comparison, Result, check, compare, load, simulate
+    from servesim.api import Comparison, Result, calibrate, check, compare, load, simulate, validate
     from servesim.errors import ServesimError
 
-__all__ = ["Comparison", "Result", "ServesimError", "check", "compare", "load", "simulate"]
+__all__ = [
+    "Comparison",
+    "Result",
+    "ServesimError",
+    "calibrate",
+    "check",
+    "compare",
+    "load",
+    "simulate",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,23 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
+from servesim.analysis.simulation import Prepared, prepare, run_prepared
 from servesim.analysis.summary import Summary
-from servesim.config.defaults import resolve_engine
-from servesim.config.load import LoadedScenario, load_scenario
-from servesim.config.profiles import load_gpu, load_model
-from servesim.config.scenario import EngineConfig
+from servesim.config.load import LoadedScenario, find_data, load_scenario
+from servesim.config.profiles import load_gpu
 from servesim.cost.budget import MemoryBudget
-from servesim.cost.memory import memory_budget
 from servesim.cost.step_time import build_step_time
-from servesim.engine.build import build_scheduler
-from servesim.engine.loop import simulate as simulate_engine
-from servesim.workload.build import build_workload
-from servesim.workload.request import Workload
+from servesim.errors import CalibrationError, Problem
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "Result", "check", "compare", "load", "simulate"]
+    from servesim.analysis.calibrate import Calibration
+    from servesim.analysis.kernel_fit import KernelFit
+    from servesim.analysis.validate import Validation
+
+__all__ = [
+    "Accuracy",
+    "Calibrations",
+    "Comparison",
+    "Result",
+    "calibrate",
+    "check",
+    "compare",
+    "fit",
+    "load",
+    "simulate",
+    "validate",
+]
 
 load = load_scenario
 
@@ -125,6 +136,55 @@ class Comparison:
         return {"compare.html": self.to_html(), "compare.json": self.to_json()}
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """Simulations of recorded runs beside what was recorded."""
+
+    validations: tuple[Validation, ...]
+
+    def __str__(self) -> str:
+        from servesim.report.accuracy import accuracy_text
+
+        return accuracy_text(self.validations)
+
+    def to_json(self) -> str:
+        """Every finding, refusal and gap."""
+        from servesim.report.accuracy import accuracy_json
+
+        return accuracy_json(self.validations)
+
+    def files(self) -> dict[str, str]:
+        """The accuracy page, by file name."""
+        from servesim.report.accuracy import accuracy_html, accuracy_markdown
+
+        pages = {"accuracy.html": accuracy_html, "accuracy.md": accuracy_markdown}
+        return {name: page(self.validations) for name, page in pages.items()}
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """Engine profiles fitted to measurements, by file name."""
+
+    by_file: dict[str, Calibration]
+
+    def __str__(self) -> str:
+        from servesim.report.calibration import calibration_text
+
+        return "\n".join(calibration_text(one) for one in self.by_file.values())
+
+    def to_json(self) -> str:
+        """The profiles with their standard errors and held-out errors."""
+        from servesim.report.calibration import calibrations_json
+
+        return calibrations_json(self.by_file)
+
+    def files(self) -> dict[str, str]:
+        """The engine-profile files."""
+        from servesim.report.calibration import profile_yaml
+
+        return {name: profile_yaml(one) for name, one in self.by_file.items()}
+
+
 def simulate(
     scenario: Source,
     *,
@@ -138,7 +198,7 @@ def simulate(
     early and its result is marked as partial. Raises ServesimError for anything its author can mend.
     """
     prepared = _prepare(scenario, overrides)
-    engine, total, ended = prepared.engine, prepared.workload.num_requests, 0
+    total, ended = prepared.workload.num_requests, 0
 
     def on_end(now_s: float) -> None:
         nonlocal ended
@@ -146,17 +206,7 @@ def simulate(
         if progress is not None:
             progress(ended, total, now_s)
 
-    step_time = build_step_time(prepared.model, prepared.gpu, engine)
-    log = simulate_engine(
-        prepared.workload,
-        build_scheduler(engine, prepared.memory, step_time.windows),
-        step_time,
-        pipeline_depth=2 if engine.async_scheduling else 1,
-        on_end=on_end,
-        stop=stop,
-    )
-    resolved = prepared.loaded.scenario.model_copy(update={"engine": engine})
-    return Result(Run(resolved, prepared.gpu, prepared.model, prepared.memory, log))
+    return Result(run_prepared(prepared, on_end=on_end, stop=stop))
 
 
 def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: Any) -> Comparison:
@@ -173,22 +223,70 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
     return prepared.loaded, prepared.memory, prepared.workload.num_requests
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    loaded: LoadedScenario
-    gpu: Any
-    model: Any
-    engine: EngineConfig
-    memory: MemoryBudget
-    workload: Workload
+def _prepare(source: Source, overrides: Sequence[str]) -> Prepared:
+    return prepare(source if isinstance(source, LoadedScenario) else load_scenario(source, overrides))
 
 
-def _prepare(source: Source, overrides: Sequence[str]) -> _Prepared:
-    loaded = source if isinstance(source, LoadedScenario) else load_scenario(source, overrides)
-    scenario = loaded.scenario
-    gpu = load_gpu(str(loaded.find("gpus", scenario.hardware.gpu)))
-    model = load_model(str(loaded.find("models", scenario.model)))
-    engine = resolve_engine(scenario.engine, model, gpu)
-    memory = memory_budget(model, gpu, engine)
-    workload = build_workload(scenario.workload, scenario.seed, lambda name: loaded.find("traces", name))
-    return _Prepared(loaded, gpu, model, engine, memory, workload)
+def fit(gpu: str | Path, measurements: Path | None = None) -> tuple[Path, KernelFit]:
+    """Fit a GPU's kernel efficiencies to measured times; returns its file, too, which is not changed.
+
+    ``measurements``: a table with the columns of hardware/measurements, instead of that one.
+    """
+    from servesim.analysis.kernel_fit import fit_gpu
+    from servesim.analysis.kernel_table import read_kernel_table
+
+    path = find_data("gpus", str(gpu))
+    profile = load_gpu(path)
+    return path, fit_gpu(profile, read_kernel_table(profile, measurements))
+
+
+def validate(
+    folders: Sequence[str | Path] = (), *, on_run: Callable[[str, int, int], None] | None = None
+) -> Accuracy:
+    """Replay recorded runs: those of ``folders``, or the shipped ones.
+
+    ``on_run(name, done, total)`` is called after each run. Raises ServesimError for a folder that cannot be
+    read; a run that the simulator refuses is listed in the result.
+    """
+    from servesim.analysis.recorded import find_folders, read_folder
+    from servesim.analysis.validate import validate_folder
+
+    recorded = [read_folder(path) for path in find_folders([Path(folder) for folder in folders])]
+    total, done = sum(max(1, len(one.rows)) for one in recorded), 0
+
+    def count(name: str) -> None:
+        nonlocal done
+        done += 1
+        if on_run is not None:
+            on_run(name, done, total)
+
+    return Accuracy(tuple(validate_folder(one, lambda name=one.name: count(name)) for one in recorded))  # type: ignore[misc]
+
+
+def calibrate(
+    source: str | Path, scenario: Source | None = None, *, overrides: Sequence[str] = ()
+) -> Calibrations:
+    """Fit the scalars of a server to a folder of recorded runs, or to a detailed `vllm bench serve` result.
+
+    A benchmark's JSON needs the ``scenario`` (model, GPU, engine) of the server; its workload is not used.
+    Raises CalibrationError when the measurements cannot tell anything.
+    """
+    from servesim.analysis.benchmark import read_benchmark
+    from servesim.analysis.calibrate import calibrate_folder, calibrate_requests
+    from servesim.analysis.recorded import read_folder
+
+    path = Path(source)
+    if path.is_dir():
+        return Calibrations(calibrate_folder(read_folder(path)))
+    measured = read_benchmark(path)
+    if scenario is None:
+        raise CalibrationError(
+            Problem(
+                "a benchmark's result does not say what served it",
+                file=str(path),
+                next_step="name the server's model, GPU and engine settings with --scenario",
+            )
+        )
+    loaded = scenario if isinstance(scenario, LoadedScenario) else load_scenario(scenario, overrides)
+    name = f"{loaded.scenario.name}-calibrated"
+    return Calibrations({f"{name}.yaml": calibrate_requests(loaded, measured, path.name, name)})

@@ -14,7 +14,7 @@ import typer
 from servesim.errors import ServesimError
 
 if TYPE_CHECKING:
-    from servesim.api import Comparison, Result
+    from servesim.api import Accuracy, Calibrations, Comparison, Result
 
 __all__ = ["app", "main"]
 
@@ -69,6 +69,7 @@ def compare(
 ) -> None:
     """Simulate two scenarios on the same random numbers and show where they differ."""
     from servesim import api
+    from servesim.report.terminal import warnings_text
 
     loaded = [api.load(each, _overrides(set_, seed)) for each in (a, b)]
     names = [each.scenario.name for each in loaded]
@@ -80,6 +81,9 @@ def compare(
                     results.append(api.simulate(each, progress=progress, stop=stop))
         comparison = api.Comparison(*results)
         _print(comparison, json)
+        if not json:
+            for name, result in zip(names, results, strict=True):
+                typer.echo(warnings_text(result.summary, name), nl=False)
         write(comparison)
     if any(result.run.log.interrupted for result in results):
         raise typer.Exit(130)
@@ -89,12 +93,15 @@ def compare(
 def check(scenario: Scenario, set_: Overrides = None, seed: Seed = None) -> None:
     """Validate a scenario, its files and its memory without simulating."""
     from servesim import api
+    from servesim.report.startup import startup_lines
 
     loaded, memory, requests = api.check(scenario, overrides=_overrides(set_, seed))
     typer.echo(
         f"{loaded.scenario.name}: ok; {requests:,} requests, {memory.num_gpu_blocks:,} KV blocks, "
         f"{memory.kv_cache_tokens:,} KV tokens"
     )
+    for line in startup_lines(memory):
+        typer.echo(line)
 
 
 @app.command("list")
@@ -119,6 +126,69 @@ def show(
 
 
 @app.command()
+def fit(
+    gpu: Annotated[str, typer.Argument(help="Name or path of a GPU.")],
+    measurements: Annotated[
+        Path | None, typer.Option(help="A CSV file of kernel times, instead of the shipped table.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the coefficients into the GPU's file.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Fit a GPU's kernel efficiencies to measured times; needs the extra servesim[fit]."""
+    from servesim import api
+    from servesim.report.fitted import fit_json, fit_text, write_block
+
+    path, fitted = api.fit(gpu, measurements)
+    typer.echo(fit_json(fitted) if json else fit_text(fitted), nl=False)
+    if write:
+        write_block(fitted, path)
+        typer.echo(f"Wrote {path}", err=True)
+
+
+@app.command()
+def validate(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of recorded runs; the shipped ones when none is given."),
+    ] = None,
+    json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Replay recorded runs of real servers and show how wrong the simulation is, the worst first."""
+    from servesim import api
+
+    with _output(out, "validation", wanted=out is not None or not json) as write:
+        with _progress("validate") as progress:
+            accuracy = api.validate(
+                folders or (), on_run=lambda name, done, total: progress(done, total, 0.0)
+            )
+        _print(accuracy, json)
+        write(accuracy)
+
+
+@app.command()
+def calibrate(
+    source: Annotated[
+        Path, typer.Argument(help="A folder of recorded runs, or a detailed result of `vllm bench serve`.")
+    ],
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="What served a benchmark: a scenario file or name; only a JSON needs it."),
+    ] = None,
+    set_: Overrides = None,
+    json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Fit a server's few physical scalars to one measurement and write an engine profile for scenarios."""
+    from servesim import api
+
+    with _output(out, "calibration", wanted=out is not None or not json) as write:
+        calibrations = api.calibrate(source, scenario, overrides=_overrides(set_, None))
+        _print(calibrations, json)
+        write(calibrations)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of scenario files."""
     from servesim.config.schema import schema_text
@@ -139,7 +209,7 @@ def _overrides(set_: list[str] | None, seed: int | None) -> list[str]:
     return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
 
 
-def _print(result: Result | Comparison, json: bool) -> None:
+def _print(result: Result | Comparison | Accuracy | Calibrations, json: bool) -> None:
     typer.echo(result.to_json() if json else str(result), nl=False)
 
 
@@ -153,7 +223,7 @@ def _output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[
 
     folder = prepare_folder(out or Path("out") / name)
 
-    def write(result: Result | Comparison) -> None:
+    def write(result: Result | Comparison | Accuracy | Calibrations) -> None:
         files = result.files()
         write_files(folder, files)
         typer.echo(f"Wrote {folder}{'/'}{{{','.join(files)}}}", err=True)

@@ -4,6 +4,7 @@
     ├── ConfigError            a scenario, profile or override that cannot be used (all its problems at once)
     ├── TraceError             a trace file that is missing or has a malformed row
     ├── MemoryDoesNotFitError  the model leaves no room for a KV cache on this hardware
+    ├── CalibrationError       measurements that cannot tell what is asked of them
     └── OutputError            a place where results cannot be written
 
 Every message reads ``file:line:col  path  problem  got X  allowed or did you mean  -> next step``;
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
+    "CalibrationError",
     "ConfigError",
     "MemoryDoesNotFitError",
     "OutputError",
@@ -67,6 +69,10 @@ class TraceError(ServesimError):
 
 class MemoryDoesNotFitError(ServesimError):
     """The model leaves no room for a KV cache on this hardware."""
+
+
+class CalibrationError(ServesimError):
+    """Measurements that cannot tell what is asked of them."""
 
 
 class OutputError(ServesimError):

@@ -5,7 +5,8 @@
  3  Blocks: a running request holds the blocks of its computed tokens, no fewer and no more; the KV tokens,
     and the slots that will stay empty, are the sums over the running requests.
  4  Limits: max_num_seqs, max_num_batched_tokens and long_prefill_token_threshold are never exceeded, and
-    without chunked prefill a prompt is computed in one step.
+    without chunked prefill a prompt is computed in one step. Who is admitted beside others leaves the
+    watermark free.
  5  Progress: a running request has computed something, and never more than it will need.
  6  Order: requests are first admitted in the order of the queue; a request that waits is not overtaken.
  7  Preemption: the victims come after everybody who goes on running, and nobody is admitted beside them.
@@ -121,6 +122,8 @@ class CheckedScheduler(Scheduler):
         assert usage.logical + usage.reserved + usage.internal == held, "3: slots held"
 
     def _check_limits(self, plan: Plan) -> None:
+        if plan.admitted and len(self.running) > 1:
+            assert self.kv.num_free_blocks >= self.limits.watermark_blocks, "4: watermark"
         limits, shape = self.limits, plan.shape
         assert len(self.running) <= limits.max_num_seqs, "4: max_num_seqs"
         assert plan.running - plan.num_draining <= len(self.running), "4: running"

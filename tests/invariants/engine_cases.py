@@ -22,7 +22,7 @@ from servesim.kv.contiguous import ContiguousKVCache
 from servesim.kv.paged import PagedKVCache
 from servesim.workload.request import Request, Segment
 
-__all__ = ["Case", "ScriptedWorkload", "WindowLaw", "cases", "run_case"]
+__all__ = ["TICK_S", "Case", "ScriptedWorkload", "WindowLaw", "cases", "run_case"]
 
 TICK_S = 2.0**-10
 MOST_STEPS = 10_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import pytest
 from hypothesis import assume, given, settings
@@ -12,9 +13,12 @@ from servesim.config.defaults import resolve_engine, tensor_parallel_problems
 from servesim.config.load import list_data
 from servesim.config.profiles import load_gpu, load_model
 from servesim.config.scenario import EngineConfig, OperatorStepTime
+from servesim.config.weight_formats import WEIGHT_FORMATS
 from servesim.cost.floor import floor_s
 from servesim.cost.operators import OperatorLaw
+from servesim.cost.ops import Gemm
 from servesim.cost.step_time import StepShape
+from servesim.errors import ConfigError
 
 MODELS = list_data("models")
 GPUS = list_data("gpus")
@@ -22,13 +26,15 @@ model_of, gpu_of = cache(load_model), cache(load_gpu)
 
 
 @cache
-def engine_of(model, gpu, degree, quantization, kv_cache_dtype, eager):
+def engine_of(model, gpu, degree, quantization, kv_cache_dtype, graphs, stages=1, experts=None, options=()):
     config = EngineConfig(
         tensor_parallel_size=degree,
+        pipeline_parallel_size=stages,
+        enable_expert_parallel=experts == "whole",
         quantization=quantization,
         kv_cache_dtype=kv_cache_dtype,
-        enforce_eager=eager,
-        step_time=OperatorStepTime(host="none"),
+        cudagraph_mode=graphs,
+        step_time=OperatorStepTime(host="none", **dict(options)),
     )
     return resolve_engine(config, model_of(model), gpu_of(gpu))
 
@@ -46,14 +52,41 @@ def step(model, contexts, chunks, num_sampled=None):
     return StepShape(len(contexts), attended, tuple(chunks), sampled)
 
 
+def weights_of(gpu):
+    """Every value of engine.quantization that the GPU can multiply with."""
+    allowed = []
+    for name, weights in WEIGHT_FORMATS.items():
+        try:
+            Gemm(gpu_of(gpu), weights)
+        except ConfigError:
+            continue
+        allowed.append(name)
+    return allowed
+
+
+OPTIONS = [
+    (),
+    (("sampler", "top_k_top_p"),),
+    (("expert_popularity_skew", 1.0),),
+    (("attention_kernel", "standard"),),
+    (("shared_memory_per_sm_kib", 48),),
+]
+
+
 def settings_of(model, gpu):
-    """Every combination of parallelism and types that the GPU and the model allow."""
+    """Every combination of parallelism, types, graphs and kernels that the GPU and the model allow."""
     efficiency = gpu_of(gpu).efficiency
     degrees = [1, *(d for d in efficiency.all_reduce if not tensor_parallel_problems(model_of(model), d))]
-    weights = ["none", "fp8"] if "fp8" in efficiency.gemm else ["none"]
     caches = ["auto", "fp8"] if "fp8" in efficiency.decode_attention else ["auto"]
+    graphs = ["none", "piecewise", "full", "full_decode_only", "full_and_piecewise"]
     return st.tuples(
-        st.sampled_from(degrees), st.sampled_from(weights), st.sampled_from(caches), st.booleans()
+        st.sampled_from(degrees),
+        st.sampled_from(weights_of(gpu)),
+        st.sampled_from(caches),
+        st.sampled_from(graphs),
+        st.sampled_from([1, 2]),
+        st.sampled_from(["split", "whole"] if model_of(model).moe else ["split"]),
+        st.sampled_from(OPTIONS),
     )
 
 
@@ -69,8 +102,6 @@ CHUNKS = st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 60_000)), max_s
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("model", MODELS)
 def test_fixed_shapes_on_every_model_and_gpu(model, gpu):
-    law = law_of(model, gpu, 1, "none", "auto", False)
-    engine = engine_of(model, gpu, 1, "none", "auto", False)
     shapes = [
         step(model, [100], []),
         step(model, [1000] * 64, []),
@@ -80,9 +111,12 @@ def test_fixed_shapes_on_every_model_and_gpu(model, gpu):
         step(model, [], [(8192, 30_000)]),
         step(model, [2000] * 100, [(500, 0), (1000, 3000)]),
     ]
-    for shape in shapes:
-        least_s = floor_s(model_of(model), gpu_of(gpu), engine, shape)
-        assert 0 < least_s <= law.gpu_s(shape)
+    caches = ["auto", "fp8"] if "fp8" in gpu_of(gpu).efficiency.decode_attention else ["auto"]
+    for setting in product([1], weights_of(gpu), caches, ["full_and_piecewise"]):
+        law, engine = law_of(model, gpu, *setting), engine_of(model, gpu, *setting)
+        for shape in shapes:
+            least_s = floor_s(model_of(model), gpu_of(gpu), engine, shape)
+            assert 0 < least_s <= law.gpu_s(shape)
 
 
 @settings(max_examples=400, deadline=None)
@@ -122,14 +156,17 @@ def test_no_step_gets_faster_by_doing_more(data, model, gpu, contexts, chunks):
 
 
 def test_the_floor_of_a_batch_1_decode_is_its_weights_and_cache():
-    model, engine = model_of("llama-3.1-8b"), engine_of("llama-3.1-8b", "h100-sxm", 1, "none", "auto", False)
+    model, engine = (
+        model_of("llama-3.1-8b"),
+        engine_of("llama-3.1-8b", "h100-sxm", 1, "none", "auto", "full_and_piecewise"),
+    )
     least_s = floor_s(model, gpu_of("h100-sxm"), engine, step("llama-3.1-8b", [1000], []))
     read_bytes = 2 * (model.num_parameters - model.embedding_parameters) + 1000 * 131_072
     assert least_s == pytest.approx(read_bytes / 3.35e12)
 
 
 def test_the_floor_of_a_long_prefill_is_its_operations():
-    engine = engine_of("llama-3.1-8b", "h100-sxm", 1, "none", "auto", False)
+    engine = engine_of("llama-3.1-8b", "h100-sxm", 1, "none", "auto", "full_and_piecewise")
     least_s = floor_s(
         model_of("llama-3.1-8b"), gpu_of("h100-sxm"), engine, step("llama-3.1-8b", [], [(8192, 0)], 0)
     )
@@ -139,7 +176,7 @@ def test_the_floor_of_a_long_prefill_is_its_operations():
 
 
 def test_the_floor_of_parallel_gpus_counts_the_link():
-    setting = ("llama-3.1-8b", "l4", 2, "none", "auto", False)
+    setting = ("llama-3.1-8b", "l4", 2, "none", "auto", "full_and_piecewise")
     shape = step("llama-3.1-8b", [], [(4096, 0)], 0)
     link_s = 2 * 32 * 4096 * 4096 * 2 / gpu_of("l4").pcie_bandwidth_bytes_per_s
     assert floor_s(model_of("llama-3.1-8b"), gpu_of("l4"), engine_of(*setting), shape) >= link_s

@@ -123,7 +123,7 @@ VALID = st.fixed_dictionaries(
         "engine": st.fixed_dictionaries(
             {},
             optional={
-                "version": st.sampled_from(["0.22", "0.26", "0.33"]),
+                "version": st.sampled_from(["0.6", "0.11", "0.19", "0.22", "0.26", "0.33"]),
                 "block_size": COUNTS,
                 "gpu_memory_utilization": st.floats(min_value=0.01, max_value=1),
                 "max_num_seqs": st.none() | COUNTS,

@@ -64,7 +64,7 @@ def test_every_refusal_is_listed_at_once():
         "  got 50 with max_model_len 200000  -> raise it to at least 200000, lower engine.max_model_len, "
         "or set engine.enable_chunked_prefill: true",
         "engine.tensor_parallel_size  llama-3.1-8b has 32 attention heads and 8 KV heads and an MLP width of "
-        "14336, which this many GPUs cannot share evenly  got 3  -> choose one of 1, 2",
+        "14336, which this many GPUs cannot share evenly  got 3  -> choose one of 1, 2, 4, 8, 16",
     ]
 
 
@@ -74,3 +74,33 @@ def test_heads_decide_how_many_gpus_can_share_a_model():
     # A latent is replicated, and 8 KV heads are repeated on 16 GPUs: neither stands in the way.
     assert not tensor_parallel_problems(deepseek, 16)
     assert not tensor_parallel_problems(load_model("llama-3.1-70b"), 16)
+
+
+def test_parallelism_that_the_model_cannot_have_is_refused():
+    with pytest.raises(ConfigError, match=r"engine\.enable_expert_parallel  llama-3\.1-8b has no experts"):
+        resolve_engine(EngineConfig(enable_expert_parallel=True), LLAMA, load_gpu("h100-sxm"))
+    with pytest.raises(ConfigError, match=r"got 33  -> set engine\.pipeline_parallel_size to at most 32"):
+        resolve_engine(EngineConfig(pipeline_parallel_size=33), LLAMA, load_gpu("h100-sxm"))
+    mixtral = load_model("mixtral-8x7b")
+    engine = EngineConfig(enable_expert_parallel=True, tensor_parallel_size=2, pipeline_parallel_size=4)
+    assert resolve_engine(engine, mixtral, load_gpu("h100-sxm")).enable_expert_parallel
+
+
+@pytest.mark.parametrize(
+    ("version", "utilization", "async_scheduling", "limits"),
+    [
+        ("0.6", 0.9, False, (2048, 256)),
+        ("0.11", 0.9, False, (8192, 1024)),
+        ("0.19", 0.9, True, (8192, 1024)),
+        ("0.22", 0.92, True, (8192, 1024)),
+    ],
+)
+def test_older_versions_have_their_own_defaults(version, utilization, async_scheduling, limits):
+    model, gpu = load_model("llama-3.1-8b"), load_gpu("h100-sxm")
+    engine = resolve_engine(EngineConfig(version=version, max_model_len=8192), model, gpu)
+    assert engine.gpu_memory_utilization == utilization
+    assert engine.async_scheduling is async_scheduling
+    assert (engine.max_num_batched_tokens, engine.max_num_seqs) == limits
+    said = EngineConfig(version=version, gpu_memory_utilization=0.5, async_scheduling=True)
+    engine = resolve_engine(said, model, gpu)
+    assert (engine.gpu_memory_utilization, engine.async_scheduling) == (0.5, True)

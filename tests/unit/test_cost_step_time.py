@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servesim.config.defaults import resolve_engine
-from servesim.config.profiles import load_gpu, load_model
+from servesim.config.profiles import DecodeAttentionEfficiency, GemmEfficiency, load_gpu, load_model
 from servesim.config.scenario import EngineConfig, LinearStepTime, OperatorStepTime
+from servesim.cost.collectives import AllReduce
 from servesim.cost.cuda_graphs import captured_sizes, padded_tokens
 from servesim.cost.host import HOST_PROFILES
 from servesim.cost.layers import shard
@@ -38,35 +39,44 @@ def decode(batch, context):
     return StepShape(batch, (batch * context,), (), batch)
 
 
-def without_waves_and_sequence_terms(gpu):
-    """The GPU with wave quantisation and the per-sequence term of decode attention switched off."""
-    efficiency = gpu.efficiency
-    gemm = {kind: law.model_copy(update={"wave": 0.0}) for kind, law in efficiency.gemm.items()}
-    attention = {
-        kind: law.model_copy(update={"per_seq_kv_head_s": 0.0})
-        for kind, law in efficiency.decode_attention.items()
-    }
-    update = {"gemm": gemm, "decode_attention": attention}
-    return gpu.model_copy(update={"efficiency": efficiency.model_copy(update=update)})
+# Coefficients that the reference figures were computed with: compute, memory, launch, knee of bf16 products;
+# launch and memory of decode attention. B200's shares are of 8,000 GB/s.
+REFERENCE_LAWS = {
+    "a100-80gb-sxm": ((0.84, 0.81, 5.0e-6, 1.8), (17.8e-6, 0.74)),
+    "h100-sxm": ((0.83, 0.88, 3.6e-6, 4.5), (11.5e-6, 0.93)),
+    "h200-sxm": ((0.84, 0.84, 4.0e-6, 5.1), (11.4e-6, 0.89)),
+    "b200": ((0.74, 0.80 * 8000 / 7672, 3.6e-6, 3.3), (9.0e-6, 0.92 * 8000 / 7672)),
+}
+
+
+def reference_gpu(name):
+    """The GPU with the coefficients of the reference figures."""
+    gpu = load_gpu(name)
+    (compute, memory, launch_s, knee), (attention_s, attention_memory) = REFERENCE_LAWS[name]
+    gemm = GemmEfficiency(compute=compute, memory=memory, launch_s=launch_s, knee=knee, wave=0.0)
+    decode = DecodeAttentionEfficiency(launch_s=attention_s, per_seq_kv_head_s=0.0, memory=attention_memory)
+    update = {"gemm": {"bf16": gemm}, "decode_attention": {"bf16": decode}}
+    return gpu.model_copy(update={"efficiency": gpu.efficiency.model_copy(update=update)})
 
 
 @pytest.mark.parametrize("name", REFERENCE_MS)
 def test_reference_decode_steps_of_llama_8b(name):
-    """The published figures leave out sampling, wave quantisation and the per-sequence attention term."""
-    law = law_of(gpu=without_waves_and_sequence_terms(load_gpu(name)))
+    """The composition: with the published coefficients the published figures come out, sampling aside."""
+    law = law_of(gpu=reference_gpu(name))
     for (batch, context), expected_ms in zip(POINTS, REFERENCE_MS[name], strict=True):
         parts = law.breakdown(decode(batch, context))
         assert (sum(parts.values()) - parts["sampling"]) * 1e3 == pytest.approx(expected_ms, rel=0.01)
 
 
 @pytest.mark.parametrize("name", REFERENCE_MS)
-def test_the_whole_law_is_at_most_a_tenth_above_the_reference(name):
-    """With all its terms the law adds 0 to 2 % at batch 1 and up to 10 % at batch 128."""
+def test_our_coefficients_stay_near_the_reference(name):
+    """Fitted to the same kernels with more terms, which the published figures leave out at batch 128."""
     law = law_of(gpu=load_gpu(name))
     for (batch, context), expected_ms in zip(POINTS, REFERENCE_MS[name], strict=True):
         parts = law.breakdown(decode(batch, context))
-        ratio = (sum(parts.values()) - parts["sampling"]) * 1e3 / expected_ms
-        assert 0.999 <= ratio <= 1.10
+        assert (sum(parts.values()) - parts["sampling"]) * 1e3 == pytest.approx(
+            expected_ms, rel=0.04 if batch < 128 else 0.08
+        )
 
 
 def test_tokens_per_second_at_batch_1_with_the_engine_around_it():
@@ -93,6 +103,12 @@ SHAPES = st.builds(
         ("gpt-oss-20b", {"quantization": "fp8", "kv_cache_dtype": "fp8", "max_num_seqs": 64}),
         ("deepseek-v3", {"tensor_parallel_size": 8, "quantization": "fp8"}),
         ("llama-3.1-70b", {"tensor_parallel_size": 2}),
+        ("llama-3.1-70b", {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "quantization": "w4a16"}),
+        (
+            "qwen3-30b-a3b",
+            {"tensor_parallel_size": 4, "enable_expert_parallel": True, "quantization": "int8"},
+        ),
+        ("gpt-oss-20b", {"cudagraph_mode": "full_decode_only"}),
     ],
 )
 @settings(deadline=None)
@@ -106,11 +122,11 @@ def test_the_breakdown_adds_up(model, engine, shape):
 
 
 @pytest.mark.parametrize("host", [*HOST_PROFILES, "auto"])
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("mode", ["none", "piecewise", "full_and_piecewise"])
 @settings(deadline=None)
 @given(batch=st.integers(1, 1000), context=st.integers(1, 3000), growing=st.integers(0, 1000), data=st.data())
-def test_a_run_of_decode_steps_equals_its_steps(host, eager, batch, context, growing, data):
-    law = law_of(load_model("gpt-oss-20b"), host=host, enforce_eager=eager, max_num_batched_tokens=8192)
+def test_a_run_of_decode_steps_equals_its_steps(host, mode, batch, context, growing, data):
+    law = law_of(load_model("gpt-oss-20b"), host=host, cudagraph_mode=mode, max_num_batched_tokens=8192)
     windows = (batch * min(context, 128), batch * context)
     growth = (min(growing, batch), batch)
     run = law.decode_steps(batch, windows, growth)
@@ -203,18 +219,15 @@ def test_tensor_parallelism_divides_work_and_adds_sums():
         law_of(model, tensor_parallel_size=8).breakdown(decode(64, 1000)),
     )
     assert "all_reduce" not in one
-    per_sum = 4.9e-6 + 64 * 8192 * 2 / 60e9
-    assert eight["all_reduce"] == pytest.approx(
-        (2 * 80 + 1) * min(per_sum, 20e-6 + 1.75 * 64 * 8192 * 2 / 427e9)
-    )
+    assert eight["all_reduce"] == pytest.approx((2 * 80 + 1) * AllReduce(H100, 8).seconds(64 * 8192 * 2))
     assert 5 < one["mlp"] / eight["mlp"] < 8
 
 
 def test_kv_heads_and_latents_are_replicated():
     falcon = load_model("llama-3.1-70b")
-    assert [shard(falcon, degree).num_kv_heads for degree in (1, 2, 8, 16)] == [8, 4, 1, 1]
+    assert [shard(falcon, degree).attention.num_kv_heads for degree in (1, 2, 8, 16)] == [8, 4, 1, 1]
     deepseek = load_model("deepseek-v3")
-    assert shard(deepseek, 8).kv_elements == shard(deepseek, 1).kv_elements == 576
+    assert shard(deepseek, 8).attention.kv_elements == shard(deepseek, 1).attention.kv_elements == 576
 
 
 @pytest.mark.parametrize(

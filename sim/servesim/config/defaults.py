@@ -25,6 +25,7 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
     Raises ConfigError with everything that vLLM would refuse at start-up.
     Source: vLLM 0.26 and 0.33, engine arguments and scheduler configuration.
     """
+    engine = _old_defaults(engine)
     max_model_len = engine.max_model_len or model.max_position_embeddings
     limits = _default_limits(gpu, engine)
     max_num_seqs = engine.max_num_seqs or limits.max_num_seqs
@@ -46,14 +47,32 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
     problems = [
         *_limit_problems(resolved, model, max_model_len, max_num_seqs, max_num_batched_tokens),
         *tensor_parallel_problems(model, engine.tensor_parallel_size),
+        *_other_parallel_problems(engine, model),
     ]
     if problems:
         raise ConfigError(problems)
     return resolved
 
 
+def _old_defaults(engine: EngineConfig) -> EngineConfig:
+    """``engine`` with the defaults of an older version in place of those of 0.22, where nothing is said.
+
+    0.9 of the memory before 0.20; no async scheduling before 0.14 (source: vLLM's release notes and the
+    command lines of recorded runs).
+    """
+    older: dict[str, object] = {}
+    if engine.version in ("0.6", "0.11", "0.19"):
+        older["gpu_memory_utilization"] = 0.9
+    if engine.version in ("0.6", "0.11"):
+        older["async_scheduling"] = False
+    unsaid = {key: value for key, value in older.items() if key not in engine.model_fields_set}
+    return engine.model_copy(update=unsaid) if unsaid else engine
+
+
 def _default_limits(gpu: GpuProfile, engine: EngineConfig) -> _Limits:
     """vLLM's limits by the memory that CUDA reports; it treats every A100 as a small GPU."""
+    if engine.version == "0.6":
+        return _Limits(2048, 256)
     memory_gib = gpu.cuda_memory_bytes / _GIB
     if engine.version == "0.33" and memory_gib >= 160:
         return _Limits(16384, 1024)
@@ -104,18 +123,10 @@ def _limit_problems(
 
 def tensor_parallel_problems(model: ModelProfile, degree: int) -> list[Problem]:
     """Why ``model`` cannot be split over ``degree`` GPUs; empty when it can."""
-    reasons = []
-    if model.num_attention_heads % degree:
-        reasons.append(f"{model.num_attention_heads} attention heads")
-    if model.mla is None and model.num_kv_heads % degree and degree % model.num_kv_heads:
-        reasons.append(f"{model.num_kv_heads} KV heads")
-    widths = {model.intermediate_size} if model.num_dense_layers else set()
-    if model.moe:
-        widths.add(model.moe.intermediate_size)
-    reasons += [f"an MLP width of {width}" for width in sorted(widths) if width % degree]
+    reasons = _uneven(model, degree)
     if not reasons:
         return []
-    possible = [str(d) for d in (1, 2, 4, 8, 16) if d < degree and not tensor_parallel_problems(model, d)]
+    possible = [str(d) for d in (1, 2, 4, 8, 16) if not _uneven(model, d)]
     return [
         Problem(
             f"{model.name} has {' and '.join(reasons)}, which this many GPUs cannot share evenly",
@@ -124,3 +135,39 @@ def tensor_parallel_problems(model: ModelProfile, degree: int) -> list[Problem]:
             next_step=f"choose one of {', '.join(possible)}",
         )
     ]
+
+
+def _uneven(model: ModelProfile, degree: int) -> list[str]:
+    """What ``degree`` GPUs cannot share evenly."""
+    reasons = []
+    if model.num_attention_heads % degree:
+        reasons.append(f"{model.num_attention_heads} attention heads")
+    if model.mla is None and model.num_kv_heads % degree and degree % model.num_kv_heads:
+        reasons.append(f"{model.num_kv_heads} KV heads")
+    widths = {model.intermediate_size} if model.num_dense_layers else set()
+    if model.moe:
+        widths.add(model.moe.intermediate_size)
+    return reasons + [f"an MLP width of {width}" for width in sorted(widths) if width % degree]
+
+
+def _other_parallel_problems(engine: EngineConfig, model: ModelProfile) -> list[Problem]:
+    problems = []
+    if engine.enable_expert_parallel and model.moe is None:
+        problems.append(
+            Problem(
+                f"{model.name} has no experts to share out",
+                path="engine.enable_expert_parallel",
+                got="true",
+                next_step="remove it, or set it to false",
+            )
+        )
+    if engine.pipeline_parallel_size > model.num_layers:
+        problems.append(
+            Problem(
+                f"{model.name} has {model.num_layers} layers for this many stages",
+                path="engine.pipeline_parallel_size",
+                got=str(engine.pipeline_parallel_size),
+                next_step=f"set engine.pipeline_parallel_size to at most {model.num_layers}",
+            )
+        )
+    return problems

@@ -28,6 +28,7 @@ _KINDS = {
     "gpus": _Kind("hardware/gpus", "GPU"),
     "models": _Kind("hardware/models", "model"),
     "scenarios": _Kind("scenarios", "scenario"),
+    "profiles": _Kind("profiles", "engine profile"),
     "traces": _Kind("scenarios/traces", "trace", (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")),
 }
 

@@ -9,23 +9,26 @@ from pydantic import Field, model_validator
 
 from servesim.config.gpu_profile import (
     AllReduceEfficiency,
+    CacheType,
     DataType,
     DecodeAttentionEfficiency,
     Degree,
     Efficiency,
     GemmEfficiency,
     GpuProfile,
-    KernelType,
+    KernelError,
+    MeasuredProduct,
     PrefillAttentionEfficiency,
     Share,
     derive_all_reduce,
     derive_decode_attention,
     derive_gemm,
+    derive_prefill_attention,
 )
 from servesim.config.record import Record, RuleError
 from servesim.units import GB, KIB, MIB
 
-__all__ = ["GpuFile"]
+__all__ = ["GpuFile", "MeasuredEfficiency"]
 
 ON_CHIP_BYTES_PER_CLOCK = 128  # of one SM or CU: 32 banks of 4 bytes
 DRIVER_MIB = 480  # nvidia-smi less what CUDA sees: 483 on RTX 4090, about 440 on H100, 519 on A100 40 GB
@@ -83,7 +86,8 @@ class GemmCoefficients(Record):
     memory: Share
     launch_us: Time
     knee: Annotated[float, Field(ge=1, le=1000)]
-    wave: Annotated[float, Field(ge=0, le=10)]
+    wave: Annotated[float, Field(ge=0, le=1)]
+    narrow_columns: Time = 0.0
 
 
 class DecodeAttentionCoefficients(Record):
@@ -98,6 +102,7 @@ class PrefillAttentionCoefficients(Record):
     """Coefficients of prefill attention."""
 
     launch_us: Time
+    per_key_ns: Time = 0.0
     compute: Share
     short_tokens: Time
 
@@ -107,27 +112,35 @@ class AllReduceCoefficients(Record):
 
     small_launch_us: Time
     small_gb_per_s: Number
+    middle_launch_us: Time
+    middle_bus_gb_per_s: Number
     large_launch_us: Time
     large_bus_gb_per_s: Number
 
 
 class MeasuredEfficiency(Record):
-    """Coefficients fitted to kernel times of this very GPU."""
+    """Coefficients fitted to kernel times of this very GPU; `servesim fit` writes them."""
 
     provenance: str = Field(min_length=1)
-    gemm: dict[KernelType, GemmCoefficients]
-    decode_attention: dict[KernelType, DecodeAttentionCoefficients]
-    prefill_attention: PrefillAttentionCoefficients
+    gemm: dict[MeasuredProduct, GemmCoefficients]
+    decode_attention: dict[CacheType, DecodeAttentionCoefficients]
+    prefill_attention: dict[CacheType, PrefillAttentionCoefficients]
     all_reduce: dict[Degree, AllReduceCoefficients] = Field(min_length=1)
     elementwise_launch_us: Time
+    errors: dict[str, KernelError] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _has_bf16(self) -> MeasuredEfficiency:
-        if "bf16" not in self.gemm or "bf16" not in self.decode_attention:
-            raise RuleError(
-                "gemm and decode_attention need bf16",
-                path=("gemm",) if "bf16" not in self.gemm else ("decode_attention",),
-            )
+    def _is_complete(self) -> MeasuredEfficiency:
+        laws: dict[str, dict[Any, Any]] = {
+            "gemm": self.gemm,
+            "decode_attention": self.decode_attention,
+            "prefill_attention": self.prefill_attention,
+        }
+        for key, types in laws.items():
+            if "bf16" not in types:
+                raise RuleError("gemm, decode_attention and prefill_attention need bf16", path=(key,))
+        if set(self.decode_attention) != set(self.prefill_attention):
+            raise RuleError("has other cache types than decode_attention", path=("prefill_attention",))
         return self
 
     def to_si(self) -> Efficiency:
@@ -144,24 +157,33 @@ class MeasuredEfficiency(Record):
             )
             for kind, law in self.decode_attention.items()
         }
-        prefill = self.prefill_attention
+        prefill = {
+            kind: PrefillAttentionEfficiency(
+                launch_s=law.launch_us / 1e6,
+                per_key_s=law.per_key_ns / 1e9,
+                compute=law.compute,
+                short_tokens=law.short_tokens,
+            )
+            for kind, law in self.prefill_attention.items()
+        }
         return Efficiency(
             provenance=self.provenance,
             gemm=gemm,
             decode_attention=decode,
-            prefill_attention=PrefillAttentionEfficiency(
-                launch_s=prefill.launch_us / 1e6, compute=prefill.compute, short_tokens=prefill.short_tokens
-            ),
+            prefill_attention=prefill,
             all_reduce={
                 degree: AllReduceEfficiency(
                     small_launch_s=law.small_launch_us / 1e6,
                     small_bytes_per_s=law.small_gb_per_s * GB,
+                    middle_launch_s=law.middle_launch_us / 1e6,
+                    middle_bus_bytes_per_s=law.middle_bus_gb_per_s * GB,
                     large_launch_s=law.large_launch_us / 1e6,
                     large_bus_bytes_per_s=law.large_bus_gb_per_s * GB,
                 )
                 for degree, law in self.all_reduce.items()
             },
             elementwise_launch_s=self.elementwise_launch_us / 1e6,
+            errors=self.errors,
         )
 
 
@@ -254,7 +276,7 @@ class GpuFile(Record):
                     ),
                     gemm=derive_gemm(own, gemm),
                     decode_attention=derive_decode_attention(own, attention, gemm),
-                    prefill_attention=attention.efficiency.prefill_attention,
+                    prefill_attention=derive_prefill_attention(own, attention),
                     all_reduce=derive_all_reduce(own, links),
                     elementwise_launch_s=gemm.efficiency.elementwise_launch_s,
                 )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from servesim.config.record import Record
+from servesim.config.weight_formats import PEAK_OF_PRODUCT
 
 __all__ = [
     "AllReduceEfficiency",
@@ -14,14 +15,17 @@ __all__ = [
     "Efficiency",
     "GemmEfficiency",
     "GpuProfile",
+    "KernelError",
     "PrefillAttentionEfficiency",
     "derive_all_reduce",
     "derive_decode_attention",
     "derive_gemm",
+    "derive_prefill_attention",
 ]
 
 DataType = Literal["fp32", "tf32", "bf16", "fp8", "int8", "fp4"]
-KernelType = Literal["bf16", "fp8"]
+CacheType = Literal["bf16", "fp8"]
+MeasuredProduct = Literal["bf16", "fp8", "fp8_block", "nvfp4"]
 Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -38,8 +42,10 @@ class GemmEfficiency(Record):
     launch_s: Seconds
     knee: Annotated[float, Field(ge=1, le=1000)]
     """Exponent of the sum: large when compute and memory overlap fully, 1 when they add up."""
-    wave: Annotated[float, Field(ge=0, le=10)]
-    """Weight of the last wave of tiles that leaves SMs idle."""
+    wave: Annotated[float, Field(ge=0, le=1)]
+    """Share of the time that SMs idle in the last wave of tiles which a product pays for."""
+    narrow_columns: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Columns that a matrix streams as if it had more: a narrow one cannot keep all SMs asking for bytes."""
 
 
 class DecodeAttentionEfficiency(Record):
@@ -51,34 +57,58 @@ class DecodeAttentionEfficiency(Record):
 
 
 class PrefillAttentionEfficiency(Record):
-    """Prefill attention: launch_s + operations / (peak * compute) * (1 + short_tokens / tokens)."""
+    """Prefill attention: launch_s + per_key_s * keys + operations / (peak * compute) * (1 + short / keys)."""
 
     launch_s: Seconds
+    per_key_s: Seconds = 0.0
+    """Of the longest sequence: its last tile of queries walks over all keys one after another."""
     compute: Share
     short_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class AllReduceEfficiency(Record):
-    """Sum over the GPUs of one model: a one-shot law for small messages, bus bandwidth for large ones."""
+    """Sum over the GPUs of one model, by the fastest of three algorithms.
+
+    One-shot (everybody reads everybody's message) for small messages, two-shot (reduce, then gather) for
+    middle ones, ring or in-switch reduction for large ones; the bus bandwidths are as NCCL counts them.
+    """
 
     small_launch_s: Seconds
     small_bytes_per_s: Positive
+    middle_launch_s: Seconds
+    middle_bus_bytes_per_s: Positive
     large_launch_s: Seconds
     large_bus_bytes_per_s: Positive
+
+
+class KernelError(Record):
+    """How well a law meets the kernel times that it was fitted to: percent of |ln(law / measured)|."""
+
+    mean_percent: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    p90_percent: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    rows: Annotated[int, Field(ge=1)]
+    """Measured times that the fit used."""
+    dropped: Annotated[int, Field(ge=0)] = 0
+    """Measured times that a rule of docs/model.md set aside."""
+    mean_with_dropped_percent: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """The mean over all rows, those set aside included; empty when none was."""
 
 
 class Efficiency(Record):
     """How much of its peaks a GPU's serving kernels reach; laws and symbols: docs/model.md."""
 
     provenance: str
-    gemm: dict[KernelType, GemmEfficiency]
-    decode_attention: dict[KernelType, DecodeAttentionEfficiency]
+    gemm: dict[MeasuredProduct, GemmEfficiency]
+    decode_attention: dict[CacheType, DecodeAttentionEfficiency]
     """Keyed by the type of the KV cache."""
-    prefill_attention: PrefillAttentionEfficiency
+    prefill_attention: dict[CacheType, PrefillAttentionEfficiency]
+    """Keyed by the type of the KV cache."""
     all_reduce: dict[Degree, AllReduceEfficiency]
     """Keyed by tensor_parallel_size."""
     elementwise_launch_s: Seconds
     """Time of one elementwise kernel; a layer has four."""
+    errors: dict[str, KernelError] = Field(default_factory=dict)
+    """By operation, as ``gemm.bf16`` or ``all_reduce.8``; empty where coefficients are derived."""
 
 
 class GpuProfile(Record):
@@ -129,29 +159,34 @@ class GpuProfile(Record):
         return self.link_bandwidth_bytes_per_s
 
 
-def derive_gemm(own: GpuProfile, base: GpuProfile) -> dict[KernelType, GemmEfficiency]:
+def derive_gemm(own: GpuProfile, base: GpuProfile) -> dict[MeasuredProduct, GemmEfficiency]:
     """Rule for matrix products: the base GPU's coefficients, for the types that the own GPU has.
 
     Where the own GPU's best bf16 product is known, its share of the peak replaces the base's `compute`
-    (on the four measured GPUs the two agree within 6 %), and `compute` of fp8 moves by the same factor.
+    (on the four measured GPUs the two agree within 9 %), and `compute` of the other types moves by the same
+    factor.  `narrow_columns` goes with the SMs that have to be kept busy.
     """
-    gemm = {kind: law for kind, law in base.efficiency.gemm.items() if kind in own.peak_flops_per_s}
     best, peak = own.best_gemm_flops_per_s.get("bf16"), own.peak_flops_per_s.get("bf16")
-    if best is None or peak is None:
-        return gemm
-    factor = best / peak / base.efficiency.gemm["bf16"].compute
+    factor = 1.0 if best is None or peak is None else best / peak / base.efficiency.gemm["bf16"].compute
     return {
-        kind: law.model_copy(update={"compute": min(1.0, law.compute * factor)}) for kind, law in gemm.items()
+        kind: law.model_copy(
+            update={
+                "compute": min(1.0, law.compute * factor),
+                "narrow_columns": law.narrow_columns * own.sm_count / base.sm_count,
+            }
+        )
+        for kind, law in base.efficiency.gemm.items()
+        if PEAK_OF_PRODUCT[kind] in own.peak_flops_per_s
     }
 
 
 def derive_decode_attention(
     own: GpuProfile, base: GpuProfile, fp8_base: GpuProfile
-) -> dict[KernelType, DecodeAttentionEfficiency]:
+) -> dict[CacheType, DecodeAttentionEfficiency]:
     """Rule for decode attention: the base GPU's coefficients; the time per sequence and KV head by 1 / SMs.
 
-    That time is work spread over the SMs: times the SM count it is the same on A100 and H100 (3.1 us).
-    An fp8 cache that the base lacks is taken from ``fp8_base``; on a GPU without fp8 it stays absent.
+    That time is work spread over the SMs.  An fp8 cache that the base lacks is taken from ``fp8_base``; on a
+    GPU without fp8 it stays absent.
     """
     laws = {kind: (law, base) for kind, law in base.efficiency.decode_attention.items()}
     if "fp8" in fp8_base.efficiency.decode_attention:
@@ -166,11 +201,23 @@ def derive_decode_attention(
     }
 
 
+def derive_prefill_attention(
+    own: GpuProfile, base: GpuProfile
+) -> dict[CacheType, PrefillAttentionEfficiency]:
+    """Rule for prefill attention: the base GPU's coefficients; an fp8 cache that it lacks as its bf16 one."""
+    laws = dict(base.efficiency.prefill_attention)
+    if "fp8" in own.peak_flops_per_s:
+        laws.setdefault("fp8", laws["bf16"])
+    else:
+        laws.pop("fp8", None)
+    return laws
+
+
 def derive_all_reduce(own: GpuProfile, base: GpuProfile) -> dict[int, AllReduceEfficiency]:
     """Rule for all-reduce: the base's bandwidths by the ratio of what a GPU can send to its peers.
 
-    A group that no link joins goes over PCIe, where vLLM's one-shot kernel is off: small messages then pay
-    the launch of the large-message law.
+    A group that no link joins goes over PCIe, where vLLM's own kernels are off: small and middle messages
+    then pay the launch of the large-message law.
     """
     laws: dict[int, AllReduceEfficiency] = {}
     for degree, law in base.efficiency.all_reduce.items():
@@ -179,6 +226,8 @@ def derive_all_reduce(own: GpuProfile, base: GpuProfile) -> dict[int, AllReduceE
         laws[degree] = AllReduceEfficiency(
             small_launch_s=law.small_launch_s if linked else law.large_launch_s,
             small_bytes_per_s=law.small_bytes_per_s * ratio,
+            middle_launch_s=law.middle_launch_s if linked else law.large_launch_s,
+            middle_bus_bytes_per_s=law.middle_bus_bytes_per_s * ratio,
             large_launch_s=law.large_launch_s,
             large_bus_bytes_per_s=law.large_bus_bytes_per_s * ratio,
         )

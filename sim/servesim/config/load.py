@@ -104,6 +104,7 @@ class LoadedScenario:
 _NAMES = (  # values that name a file
     (("hardware", "gpu"), "gpus"),
     (("model",), "models"),
+    (("engine", "profile"), "profiles"),
     (("workload", "trace", "file"), "traces"),
     (("workload", "prompt_tokens", "file"), "traces"),
     (("workload", "output_tokens", "file"), "traces"),

@@ -161,6 +161,24 @@ class ModelProfile(Record):
         kinds = (pattern[layer % len(pattern)] for layer in range(self.num_layers))
         return tuple(tokens if kind == "sliding" else None for kind in kinds)
 
+    def pipeline_stage(self, num_stages: int) -> ModelProfile:
+        """What the fullest of ``num_stages`` pipeline stages holds, for its memory.
+
+        Its share of the layers rounded up, dense ones spread with the others, and one table of the
+        vocabulary: the embedding of the first stage or the LM head of the last.
+        """
+        if num_stages == 1:
+            return self
+        layers = -(-self.num_layers // num_stages)
+        update: dict[str, Any] = {"num_layers": layers, "tie_word_embeddings": True}
+        if self.moe is not None:
+            dense = min(self.moe.first_dense_layers // num_stages, layers - 1)
+            update["moe"] = self.moe.model_copy(update={"first_dense_layers": dense})
+        stage = self.model_copy(update=update)
+        for cached in ("windows", "layer_totals", "num_parameters", "num_active_parameters"):
+            stage.__dict__.pop(cached, None)  # model_copy takes computed values along
+        return stage
+
     @property
     def num_moe_layers(self) -> int:
         """Layers with experts."""

@@ -12,6 +12,7 @@ from servesim.config.gpu_profile import (
     Efficiency,
     GemmEfficiency,
     GpuProfile,
+    KernelError,
     PrefillAttentionEfficiency,
 )
 from servesim.config.load import find_data, parse, read_yaml
@@ -25,6 +26,7 @@ __all__ = [
     "Efficiency",
     "GemmEfficiency",
     "GpuProfile",
+    "KernelError",
     "LayerParameters",
     "MlaConfig",
     "ModelProfile",

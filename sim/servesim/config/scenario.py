@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from servesim.config.record import Record, RuleError
+from servesim.config.weight_formats import Quantization
 from servesim.config.workload import WorkloadConfig
 
 __all__ = ["EngineConfig", "HardwareConfig", "LinearStepTime", "OperatorStepTime", "Scenario", "SloConfig"]
 
-EngineVersion = Literal["0.22", "0.26", "0.33"]
+EngineVersion = Literal["0.6", "0.11", "0.19", "0.22", "0.26", "0.33"]
 
 
 class HardwareConfig(Record):
@@ -28,7 +29,23 @@ class OperatorStepTime(Record):
 
     law: Literal["operators"] = "operators"
     host: Literal["auto", "vllm-2023", "v0.6", "v1-sync", "v1-async", "none"] = "auto"
-    """Profile of the time the engine's CPU side adds to a step; auto follows async_scheduling."""
+    """Profile of the time the engine's CPU side adds to a step; auto follows version and async_scheduling."""
+    gpu_time_factor: float = Field(default=1.0, ge=0.1, le=10)
+    """GPU time of every step over what the law says; `servesim calibrate` fits it."""
+    bandwidth_factor: float = Field(default=1.0, ge=0.1, le=10)
+    """Share of the HBM bandwidth that kernels reach, over the GPU file's; the share ends at 1."""
+    exposed_host_s: float | None = Field(default=None, ge=0, le=10)
+    """Host time that every step waits for, instead of the profile's: its fixed part, with async_scheduling
+    its residual."""
+    sampler: Literal["greedy", "top_k_top_p"] = "greedy"
+    """What draws the tokens; sorting the logits for top-k or top-p takes several passes more."""
+    expert_popularity_skew: float = Field(default=0.0, ge=0, le=3)
+    """Zipf exponent of how often tokens are routed to an expert; 0 is uniform, and reads the most weights."""
+    attention_kernel: Literal["flash", "standard"] = "flash"
+    """For exploration: standard writes all scores to memory and reads them back; flash was measured."""
+    shared_memory_per_sm_kib: int | None = Field(default=None, ge=1, le=10_000)
+    """For exploration: shared memory of an SM that flash attention may use, instead of the GPU's own. Less
+    slows long prompts; more changes nothing, since the measured efficiency stands."""
 
 
 class LinearStepTime(Record):
@@ -57,12 +74,22 @@ class EngineConfig(Record):
     """The serving engine, in vLLM's names and with vLLM's defaults."""
 
     version: EngineVersion = "0.26"
-    """vLLM version whose scheduler is followed: 0.22 (also 0.20), 0.26 (0.24 to 0.32) or 0.33."""
+    """vLLM version that is followed: 0.22 (also 0.20), 0.26 (0.24 to 0.32) or 0.33. The older ones schedule
+    like 0.22, which is not verified, and have their own memory profiling and defaults: 0.6, 0.11 (also 0.8 to
+    0.13) and 0.19 (0.14 to 0.19)."""
+    profile: str | None = None
+    """Engine profile that `servesim calibrate` wrote: path of a file, beside the scenario or anywhere."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     """Type of activations and unquantised weights; auto is bfloat16."""
-    quantization: Literal["none", "fp8"] = "none"
-    """Type of the linear layers' weights; embeddings and the LM head keep dtype."""
+    pipeline_parallel_size: int = Field(default=1, ge=1)
+    """Groups of tensor-parallel GPUs that hold consecutive layers. One batch at a time is simulated, where
+    vLLM keeps one in each stage: step times are right, the throughput of a busy engine is a lower bound."""
+    enable_expert_parallel: bool = False
+    """Whole experts on each of the tensor-parallel GPUs instead of a slice of each."""
+    quantization: Quantization = "none"
+    """Format of the linear layers' weights; embeddings and the LM head keep dtype. int8 is W8A8; w4a16 stands
+    for AWQ and GPTQ; nvfp4 runs in 4 bits on Blackwell and weight-only elsewhere."""
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     gpu_memory_utilization: float = Field(default=0.92, gt=0, le=1)
     max_model_len: int | None = Field(default=None, ge=1)
@@ -89,6 +116,10 @@ class EngineConfig(Record):
     """Admit a request only when its whole prompt fits, not only its first chunk."""
     enforce_eager: bool = False
     """Run without CUDA graphs."""
+    cudagraph_mode: Literal["none", "piecewise", "full", "full_decode_only", "full_and_piecewise"] = (
+        "full_and_piecewise"
+    )
+    """Which steps are replayed from CUDA graphs, and whether attention is in them."""
     allocator: Literal["paged", "contiguous-max"] = "paged"
     """paged is vLLM's; contiguous-max reserves max_model_len consecutive slots for every request."""
     step_time: StepTimeConfig = OperatorStepTime()

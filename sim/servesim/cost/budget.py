@@ -37,6 +37,8 @@ class MemoryBudget:
     contiguous_tokens: int
     """Token slots of the same KV bytes without pages: all layers keep every token."""
     overridden: str = ""
+    max_model_len: int = 0
+    """Most tokens of the requests that max_concurrency counts."""
 
     @property
     def used_bytes(self) -> int:
@@ -86,6 +88,7 @@ def unchecked_budget(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig)
         kv_layout=layout,
         contiguous_tokens=kv_cache_bytes // layout.token_bytes,
         overridden=overridden,
+        max_model_len=engine.max_model_len,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from servesim.config.profiles import GpuProfile, ModelProfile
-from servesim.config.scenario import EngineConfig
+from servesim.config.scenario import EngineConfig, OperatorStepTime
+from servesim.config.weight_formats import PEAK_OF_PRODUCT, WEIGHT_FORMATS
 from servesim.cost.step_time import StepShape
 
 __all__ = ["floor_s"]
@@ -15,8 +16,9 @@ def floor_s(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, shape: S
     """Seconds below which one GPU cannot finish ``shape`` at its nominal peaks.
 
     The longest of: every weight that is needed and every cached key and value read once from HBM; every
-    operation at the peak of its type; every sum between GPUs sent once over the link.  Counted from the
-    model's parameters, not from the laws of cost.ops, so that one checks the other.
+    operation at the peak of its type; every sum between GPUs sent once over the link.  Pipeline stages hold
+    the model in turn, so that they change nothing; expert parallelism can at best share the experts' work
+    evenly.  Counted from the model's parameters, not from the laws of cost.ops, so that one checks the other.
     """
     memory_s = _bytes_moved(model, engine, shape) / gpu.hbm_bandwidth_bytes_per_s
     link_s = 0.0
@@ -28,7 +30,7 @@ def floor_s(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, shape: S
 
 
 def _bytes_moved(model: ModelProfile, engine: EngineConfig, shape: StepShape) -> float:
-    degree, linear_bytes = engine.tensor_parallel_size, 1.0 if engine.quantization == "fp8" else _BYTES
+    degree, linear_bytes = engine.tensor_parallel_size, WEIGHT_FORMATS[engine.quantization].bytes_per_weight
     vocabulary = model.vocab_size * model.hidden_size / degree * _BYTES
     weights = model.weight_bytes(linear_bytes, _BYTES, degree)
     weights -= _BYTES * model.num_learned_positions * model.hidden_size  # a few rows are read, not the table
@@ -39,7 +41,10 @@ def _bytes_moved(model: ModelProfile, engine: EngineConfig, shape: StepShape) ->
     moe = model.moe
     if moe is not None:
         expert_bytes = moe.routed_weight_bits / 8 if moe.routed_weight_bits else linear_bytes
-        untouched = (1 - moe.experts_per_token / moe.num_experts) ** shape.num_tokens
+        if _routes_evenly(engine):
+            untouched = (1 - moe.experts_per_token / moe.num_experts) ** shape.num_tokens
+        else:  # all tokens may choose the same ones
+            untouched = 1 - moe.experts_per_token / moe.num_experts
         weights -= untouched * model.layer_totals.routed_experts / degree * expert_bytes
     kv_bytes = model.kv_bytes_per_token_and_layer(1.0 if engine.kv_cache_dtype == "fp8" else 2.0)
     kv_bytes /= min(degree, model.num_kv_heads)
@@ -52,10 +57,16 @@ def _bytes_moved(model: ModelProfile, engine: EngineConfig, shape: StepShape) ->
     return weights + read_tokens * kv_bytes
 
 
+def _routes_evenly(engine: EngineConfig) -> bool:
+    law = engine.step_time
+    return not isinstance(law, OperatorStepTime) or law.expert_popularity_skew == 0
+
+
 def _compute_s(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, shape: StepShape) -> float:
     peak, totals, tokens = gpu.peak_flops_per_s, model.layer_totals, shape.num_tokens
     plain_flops_per_s = peak["bf16"]
-    linear_flops_per_s = peak["fp8"] if engine.quantization == "fp8" else plain_flops_per_s
+    product = WEIGHT_FORMATS[engine.quantization].product
+    linear_flops_per_s = peak.get(PEAK_OF_PRODUCT[product], plain_flops_per_s)
     linear = 2.0 * tokens * (totals.attention + totals.dense_mlp + totals.shared_experts)
     plain = 2.0 * tokens * totals.router + 2.0 * shape.num_sampled * model.vocab_size * model.hidden_size
     moe = model.moe

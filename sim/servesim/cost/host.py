@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from servesim.config.scenario import EngineConfig, OperatorStepTime
+from servesim.cost.step_time import AffineSteps
 
-__all__ = ["HOST_PROFILES", "HostProfile", "host_profile"]
+__all__ = ["HOST_PROFILES", "HostProfile", "host_profile", "with_host"]
 
 
 class HostProfile(NamedTuple):
@@ -60,8 +61,31 @@ HOST_PROFILES: dict[str, HostProfile] = {
 
 
 def host_profile(engine: EngineConfig) -> HostProfile:
-    """The profile of ``engine``; auto is v1-async or v1-sync by async_scheduling."""
-    name = engine.step_time.host if isinstance(engine.step_time, OperatorStepTime) else "none"
-    if name == "auto":
+    """The profile of ``engine``; auto is v0.6 for that version, else v1-async or v1-sync by async_scheduling.
+
+    A calibrated ``exposed_host_s`` takes the place of what every step waits for.
+    """
+    if not isinstance(engine.step_time, OperatorStepTime):
+        return HOST_PROFILES["none"]
+    name: str = engine.step_time.host
+    if name == "auto" and engine.version == "0.6":
+        name = "v0.6"
+    elif name == "auto":
         name = "v1-async" if engine.async_scheduling else "v1-sync"
-    return HOST_PROFILES[name]
+    profile, exposed_s = HOST_PROFILES[name], engine.step_time.exposed_host_s
+    if exposed_s is None:
+        return profile
+    return profile._replace(residual_s=exposed_s) if profile.hidden else profile._replace(fixed_s=exposed_s)
+
+
+def with_host(gpu: AffineSteps, host: HostProfile, num_sequences: int) -> AffineSteps:
+    """A run of steps with host time, from its GPU times; it ends where the GPU overtakes the host."""
+    first_s, growth_s, num_steps = gpu
+    host_s = host.host_s(num_sequences)
+    if not host.hidden:
+        return AffineSteps(first_s + host_s, growth_s, num_steps)
+    if first_s >= host_s:
+        return AffineSteps(first_s + host.residual_s, growth_s, num_steps)
+    if growth_s > 0.0:
+        num_steps = min(num_steps, int((host_s - first_s) / growth_s) + 1)
+    return AffineSteps(host_s + host.residual_s, 0.0, num_steps)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from servesim.config.profiles import ModelProfile
+from servesim.cost.attention import AttentionShape
 
 __all__ = ["Experts", "Linear", "Shard", "shard"]
 
@@ -22,14 +23,20 @@ class Linear(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """The routed experts of ``num_layers`` layers; each has matrices hidden x up and width x hidden."""
+    """The routed experts of ``num_layers`` layers; each has matrices hidden x up and width x hidden.
+
+    Tensor parallelism gives every GPU a slice of each expert, expert parallelism (``num_ranks`` above 1)
+    whole experts.
+    """
 
     num_layers: int
     num_experts: int
+    """Of a layer, on all GPUs together."""
     experts_per_token: int
     up: int
     width: int
-    bytes_per_weight: float | None
+    num_ranks: int
+    weight_bits: float | None
     """As published; None: the engine's type."""
 
 
@@ -45,30 +52,26 @@ class Shard:
 
     num_layers: int
     hidden_size: int
-    num_kv_heads: int
     vocab_size: int
+    attention: AttentionShape
     linears: tuple[Linear, ...]
     experts: Experts | None
     decode_linears: tuple[Linear, ...]
     prefill_linears: tuple[Linear, ...]
     windows: tuple[int | None, ...]
     window_layers: tuple[int, ...]
-    kv_elements: int
-    """Cached elements of one token and layer."""
-    decode_flops_per_context_token: float
-    prefill_flops_per_pair: float
     rotated_elements: int
     """Query and key elements of one token and layer."""
     activations: tuple[tuple[int, int], ...]
     """Layers and width of every plain or shared MLP's activation."""
-    latent: bool
 
 
-def shard(model: ModelProfile, degree: int) -> Shard:
+def shard(model: ModelProfile, degree: int, expert_parallel: bool = False) -> Shard:
     """The part of ``model`` that each of ``degree`` GPUs holds, in vLLM's layout.
 
     Heads, MLP width and vocabulary are split; KV heads are repeated once there are fewer than GPUs; the MLA
-    latent, its down-projection and the router are whole on every GPU.
+    latent, its down-projection and the router are whole on every GPU.  Experts are split in width, or dealt
+    out whole when ``expert_parallel``.
     """
     heads, kv_heads = model.num_attention_heads // degree, max(1, model.num_kv_heads // degree)
     windows = tuple(dict.fromkeys(model.windows))
@@ -86,20 +89,23 @@ def shard(model: ModelProfile, degree: int) -> Shard:
     return Shard(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
-        num_kv_heads=kv_heads,
         vocab_size=-(-model.vocab_size // degree),
+        attention=AttentionShape(
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            kv_elements=kv_elements,
+            decode_flops_per_context_token=decode_flops,
+            prefill_flops_per_pair=prefill_flops,
+            latent=mla is not None,
+        ),
         linears=(*_attention_linears(model, heads, kv_heads), *_mlp_linears(model, degree)),
-        experts=_experts(model, degree),
+        experts=_experts(model, degree, expert_parallel),
         decode_linears=absorbed,
         prefill_linears=expanded,
         windows=windows,
         window_layers=tuple(model.windows.count(window) for window in windows),
-        kv_elements=kv_elements,
-        decode_flops_per_context_token=decode_flops,
-        prefill_flops_per_pair=prefill_flops,
         rotated_elements=rotated,
         activations=tuple((count, width) for _, count, width in _plain_mlps(model, degree)),
-        latent=mla is not None,
     )
 
 
@@ -143,18 +149,19 @@ def _mlp_linears(model: ModelProfile, degree: int) -> list[Linear]:
     return linears
 
 
-def _experts(model: ModelProfile, degree: int) -> Experts | None:
+def _experts(model: ModelProfile, degree: int, expert_parallel: bool) -> Experts | None:
     moe = model.moe
     if moe is None:
         return None
-    width, bits = moe.intermediate_size // degree, moe.routed_weight_bits
+    width = moe.intermediate_size if expert_parallel else moe.intermediate_size // degree
     return Experts(
         num_layers=model.num_moe_layers,
         num_experts=moe.num_experts,
         experts_per_token=moe.experts_per_token,
         up=(2 if model.gated_mlp else 1) * width,
         width=width,
-        bytes_per_weight=None if bits is None else bits / 8,
+        num_ranks=degree if expert_parallel else 1,
+        weight_bits=moe.routed_weight_bits,
     )
 
 

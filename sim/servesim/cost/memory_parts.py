@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from servesim.config.profiles import GpuProfile, ModelProfile
-from servesim.config.scenario import EngineConfig
+from servesim.config.scenario import EngineConfig, EngineVersion
 from servesim.cost.cuda_graphs import captured_sizes
 
 __all__ = ["MemoryParts", "memory_parts"]
@@ -15,8 +16,6 @@ _GIB = 2**30
 _MIB = 2**20
 _ACTIVATION_BYTES = 2
 
-_SAMPLER_BYTES_PER_LOGIT = 28
-"""Peak of top-k/top-p sampling per row and vocabulary entry, fitted (see memory_parts)."""
 _NON_TORCH_BYTES = int(0.285 * _GIB)
 """Growth outside PyTorch's allocator while vLLM profiles, fitted (see memory_parts)."""
 _NCCL_BYTES = 367 * _MIB
@@ -24,6 +23,28 @@ _NCCL_BYTES = 367 * _MIB
 _CUDA_GRAPH_BYTES_PER_LAYER = int(0.2 * _MIB)
 """Of one captured graph: vllm-project/vllm PR 23184 logs 6 to 8 MiB each, taken to be of 32 layers."""
 _CUDA_GRAPH_MODES = 2  # FULL_AND_PIECEWISE captures every size twice
+
+
+class _Profiling(NamedTuple):
+    """How a version of vLLM measures at start-up."""
+
+    sampler_bytes_per_logit: int
+    """Peak of top-k/top-p sampling per row and vocabulary entry, fitted (see memory_parts)."""
+    subtracts_cuda_graphs: bool
+    """CUDA graphs are estimated and kept free; before, they grew into what the utilisation leaves."""
+
+
+_V0 = _Profiling(38, False)
+_V1 = _Profiling(28, False)
+_V1_WITH_GRAPHS = _Profiling(28, True)  # by default since 0.20.2 (its own text says 0.21)
+_PROFILING: dict[EngineVersion, _Profiling] = {
+    "0.6": _V0,
+    "0.11": _V1,
+    "0.19": _V1,
+    "0.22": _V1_WITH_GRAPHS,
+    "0.26": _V1_WITH_GRAPHS,
+    "0.33": _V1_WITH_GRAPHS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +67,12 @@ class MemoryParts:
 def memory_parts(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> MemoryParts:
     """Everything that is not KV cache.
 
-    Two numbers are fitted to recorded vLLM start-ups (model, GPU, max_num_seqs / max_num_batched_tokens,
-    utilisation 0.9, no CUDA graphs subtracted by these versions): 28 bytes per logit of the sampler and
-    0.285 GiB outside PyTorch.  KV bytes against the record: 0.15.1 Llama-2-7B fp16, H100, 128 / 2048: 0.0 %;
-    0.15.1 Qwen2.5-7B, H100, 128 / 2048: +0.8 %; 0.19.0 Llama-3.1-8B, RTX 4090, 256 / 2048: -0.1 % (the
-    points the numbers come from, so no proof).  0.6, Llama-3-8B, H100, 256 / 8192: +3.5 %, because that
-    version kept 1.3 GiB for activations and counted 1.8 GiB outside PyTorch (3.6 GiB with two GPUs); it is
-    not modelled.  Versions before 0.6 profiled differently.  The 512 or 1024 sampler rows of newer defaults
-    extrapolate the fit; CUDA-graph and communication memory are estimates, not fitted.
+    Three numbers are fitted to start-ups that other people recorded: 28 bytes per logit (V1) and 0.285 GiB
+    outside PyTorch to the block counts of Llama-2-7B (0.15.1) and Llama-3.1-8B (0.19.0), 38 bytes per logit
+    (V0) to activation peaks of 1.19 and 1.26 GiB of Llama-3-8B (0.6).  All read-outs and their residuals:
+    reports/validation/runs/vllm-startups.  Versions before 0.6 profiled differently and are not modelled.
+    More sampler rows than 256 extrapolate the fit; CUDA-graph and communication memory are estimates, not
+    fitted.
     """
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
         raise ValueError("the engine is not resolved: call config.defaults.resolve_engine first")
@@ -65,7 +84,8 @@ def memory_parts(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> 
         expansion = model.mla.qk_nope_head_dim + model.mla.v_head_dim
         copied = model.num_layers * model.mla.kv_lora_rank * model.num_attention_heads * expansion
         weights += 2.0 * copied / degree
-    graphs = len(captured_sizes(gpu, engine)) * _CUDA_GRAPH_MODES
+    profiling = _PROFILING[engine.version]
+    graphs = len(captured_sizes(gpu, engine)) * _CUDA_GRAPH_MODES if profiling.subtracts_cuda_graphs else 0
     return MemoryParts(
         total_bytes=gpu.cuda_memory_bytes,
         requested_bytes=math.ceil(gpu.cuda_memory_bytes * engine.gpu_memory_utilization),
@@ -75,13 +95,16 @@ def memory_parts(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> 
             degree,
             engine.max_num_batched_tokens,
             min(engine.max_num_seqs, engine.max_num_batched_tokens),
+            profiling.sampler_bytes_per_logit,
         ),
         non_torch_bytes=_NON_TORCH_BYTES + (_NCCL_BYTES if degree > 1 else 0),
         cuda_graphs_bytes=graphs * model.num_layers * _CUDA_GRAPH_BYTES_PER_LAYER,
     )
 
 
-def _activation_peak_bytes(model: ModelProfile, degree: int, num_tokens: int, num_rows: int) -> int:
+def _activation_peak_bytes(
+    model: ModelProfile, degree: int, num_tokens: int, num_rows: int, bytes_per_logit: int
+) -> int:
     """Largest of a layer's phases on ``num_tokens`` tokens, and of sampling ``num_rows`` rows afterwards.
 
     In a layer the hidden state and the residual stay; MLP: gate, up and their product; experts: the same for
@@ -105,5 +128,5 @@ def _activation_peak_bytes(model: ModelProfile, degree: int, num_tokens: int, nu
         query = model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim
         phases.append(heads * (2 * query + 2 * model.mla.v_head_dim) + model.head_dim)
     layer = num_tokens * (2 * hidden + max(phases)) * _ACTIVATION_BYTES
-    sampler = num_tokens * hidden * _ACTIVATION_BYTES + num_rows * model.vocab_size * _SAMPLER_BYTES_PER_LOGIT
+    sampler = num_tokens * hidden * _ACTIVATION_BYTES + num_rows * model.vocab_size * bytes_per_logit
     return max(layer, sampler)

@@ -6,29 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from servesim.config.profiles import GpuProfile, ModelProfile
-from servesim.config.scenario import EngineConfig
-from servesim.cost.cuda_graphs import captured_sizes, padded_tokens
-from servesim.cost.host import host_profile
-from servesim.cost.layers import Linear, shard
-from servesim.cost.ops import (
-    ALL_REDUCE_BYTES,
-    AllReduce,
-    DecodeAttention,
-    Dtype,
-    Elementwise,
-    Gemm,
-    PrefillAttention,
-    expected_distinct_experts,
-)
+from servesim.config.scenario import EngineConfig, OperatorStepTime
+from servesim.config.weight_formats import WEIGHT_FORMATS
+from servesim.cost.attention import AttentionKernel, CacheDtype, DecodeAttention, PrefillAttention
+from servesim.cost.collectives import ALL_REDUCE_BYTES, AllReduce, PipelineSend
+from servesim.cost.cuda_graphs import GraphModes
+from servesim.cost.experts import Routing
+from servesim.cost.host import host_profile, with_host
+from servesim.cost.layers import Experts, Linear, shard
+from servesim.cost.ops import Elementwise, Gemm
+from servesim.cost.sampling import SAMPLERS
 from servesim.cost.step_time import UNLIMITED_STEPS, AffineSteps, StepShape
 
 __all__ = ["OperatorLaw"]
 
 _ACTIVATION_BYTES = 2.0
-_SAMPLING_PASSES = 2  # over fp32 logits: greedy reads them about twice
-_SAMPLING_LAUNCHES_S = 0.1e-3  # low end of 0.1 to 0.3 ms, estimate
-_EAGER_KERNELS_PER_LAYER = 11  # 10 to 12, estimate
-_EAGER_LAUNCH_S = 6.5e-6  # 5 to 8 us a kernel without CUDA graphs, estimate
+_SENT_TENSORS = 2  # vLLM hands hidden states and residual to the next pipeline stage
 
 
 class OperatorLaw:
@@ -36,39 +29,45 @@ class OperatorLaw:
 
     Products see all tokens of the step as one batch, padded to the captured CUDA-graph size; attention is
     separate for decodes and for prompt chunks and adds up; the LM head sees sampled rows only.  Without a
-    graph a step takes no less than launching its kernels one by one.  ``engine`` must be resolved
-    (config.defaults.resolve_engine).  Raises ConfigError when the GPU lacks coefficients that it needs.
+    full graph a step takes no less than launching its kernels.  Pipeline stages run one after another.
+    ``engine`` must be resolved (config.defaults.resolve_engine).  Raises ConfigError when the GPU lacks
+    coefficients that it needs.
 
     What depends on token counts only is computed once per count, so that a step costs a few dictionary
     look-ups and one multiplication per attention window.
     """
 
     def __init__(self, model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> None:
-        self._shard = part = shard(model, engine.tensor_parallel_size)
-        kv_dtype: Dtype = "fp8" if engine.kv_cache_dtype == "fp8" else "bf16"
-        self._gemm = Gemm(gpu, "bf16")
-        self._quantised_gemm = Gemm(gpu, "fp8") if engine.quantization == "fp8" else self._gemm
-        published = part.experts is not None and part.experts.bytes_per_weight is not None
-        self._expert_gemm = self._gemm if published else self._quantised_gemm
-        self._all_reduce = AllReduce(gpu, engine.tensor_parallel_size)
-        self._tensor_parallel_size = engine.tensor_parallel_size
+        degree, stages = engine.tensor_parallel_size, engine.pipeline_parallel_size
+        self._shard = part = shard(model, degree, engine.enable_expert_parallel)
+        self._tensor_parallel_size, self._num_sends = degree, stages - 1
+        options = engine.step_time if isinstance(engine.step_time, OperatorStepTime) else OperatorStepTime()
+        weights = WEIGHT_FORMATS[engine.quantization]
+        self._gemm = Gemm(gpu, WEIGHT_FORMATS["none"])
+        self._quantised_gemm = Gemm(gpu, weights)
+        if part.experts is not None:
+            bits = part.experts.weight_bits  # published ones are expanded in the kernel
+            published = None if bits is None else WEIGHT_FORMATS["none"]._replace(bits=bits)
+            self._expert_gemm = Gemm(gpu, published) if published else self._quantised_gemm
+            self._routing = Routing(
+                part.experts.num_experts,
+                part.experts.experts_per_token,
+                part.experts.num_ranks,
+                options.expert_popularity_skew,
+                self._expert_gemm.row_tile,
+            )
+        self._all_reduce = AllReduce(gpu, degree)
+        self._send = PipelineSend(gpu, degree * stages)
         self._elementwise = Elementwise(gpu)
-        self._decode = DecodeAttention(
-            gpu,
-            kv_dtype,
-            num_kv_heads=part.num_kv_heads,
-            kv_elements=part.kv_elements,
-            flops_per_context_token=part.decode_flops_per_context_token,
-            latent=part.latent,
-        )
-        self._prefill = PrefillAttention(
-            gpu, kv_dtype, kv_elements=part.kv_elements, flops_per_pair=part.prefill_flops_per_pair
-        )
+        self._sampler = SAMPLERS[options.sampler]
+        cache: CacheDtype = "fp8" if engine.kv_cache_dtype == "fp8" else "bf16"
+        kib = options.shared_memory_per_sm_kib
+        kernel = AttentionKernel(options.attention_kernel, None if kib is None else kib * 1024)
+        self._decode = DecodeAttention(gpu, cache, part.attention, kernel)
+        self._prefill = PrefillAttention(gpu, cache, part.attention, kernel)
         self._slopes_s = tuple(layers * self._decode.per_context_token_s for layers in part.window_layers)
-        self._captured = captured_sizes(gpu, engine)
+        self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
-        collectives = 2 if engine.tensor_parallel_size > 1 else 0
-        self._eager_s = _EAGER_LAUNCH_S * (_EAGER_KERNELS_PER_LAYER + collectives) * part.num_layers
         self._token_s: dict[int, float] = {}
         self._sampled_s: dict[int, float] = {}
         self._decode_base_s: dict[int, float] = {}
@@ -80,7 +79,9 @@ class OperatorLaw:
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, host time included."""
-        return self._with_host(self.gpu_s(shape), shape.num_decodes + len(shape.chunks))
+        gpu_s, num_sequences = self.gpu_s(shape), shape.num_decodes + len(shape.chunks)
+        host_s = self._host.host_s(num_sequences)
+        return max(gpu_s, host_s) + self._host.residual_s if self._host.hidden else gpu_s + host_s
 
     def gpu_s(self, shape: StepShape) -> float:
         """Seconds that the GPU works on one step."""
@@ -90,7 +91,7 @@ class OperatorLaw:
             seconds += context * slope_s
         if shape.chunks:
             seconds += sum(self._chunk_parts(shape.chunks).values())
-        return max(seconds, self._launch_floor_s(num_tokens))
+        return max(seconds, self._graphs.launch_floor_s(num_tokens, not shape.chunks))
 
     def decode_steps(
         self, num_decodes: int, context_tokens: tuple[int, ...], context_growth: tuple[int, ...]
@@ -101,19 +102,12 @@ class OperatorLaw:
         for context, growth, slope_s in zip(context_tokens, context_growth, self._slopes_s, strict=True):
             seconds += context * slope_s
             growth_s += growth * slope_s
-        host = self._host
-        least_s = self._launch_floor_s(num_decodes)
-        if host.hidden:
-            least_s = max(least_s, host.host_s(num_decodes))
-            added_s = host.residual_s
-        else:
-            added_s = host.host_s(num_decodes)
-        if seconds >= least_s:
-            return AffineSteps(seconds + added_s, growth_s, UNLIMITED_STEPS)
-        if growth_s <= 0.0:
-            return AffineSteps(least_s + added_s, 0.0, UNLIMITED_STEPS)
-        level_steps = int((least_s - seconds) / growth_s) + 1
-        return AffineSteps(least_s + added_s, 0.0, min(level_steps, UNLIMITED_STEPS))
+        run = AffineSteps(seconds, growth_s, UNLIMITED_STEPS)
+        least_s = self._graphs.launch_floor_s(num_decodes, is_decode=True)
+        if seconds < least_s:
+            steps = int((least_s - seconds) / growth_s) + 1 if growth_s > 0.0 else UNLIMITED_STEPS
+            run = AffineSteps(least_s, 0.0, min(steps, UNLIMITED_STEPS))
+        return with_host(run, self._host, num_decodes)
 
     def breakdown(self, shape: StepShape) -> dict[str, float]:
         """GPU seconds of one step by kind of operation; they add up to ``gpu_s``.
@@ -130,17 +124,8 @@ class OperatorLaw:
         for group in groups:
             for name, seconds in group.items():
                 parts[name] = parts.get(name, 0.0) + seconds
-        idle_s = self._launch_floor_s(shape.num_tokens) - sum(parts.values())
+        idle_s = self._graphs.launch_floor_s(shape.num_tokens, not shape.chunks) - sum(parts.values())
         return {**parts, "launch": max(0.0, idle_s)}
-
-    def _with_host(self, gpu_s: float, num_sequences: int) -> float:
-        host_s = self._host.host_s(num_sequences)
-        if self._host.hidden:
-            return max(gpu_s, host_s) + self._host.residual_s
-        return gpu_s + host_s
-
-    def _launch_floor_s(self, num_tokens: int) -> float:
-        return 0.0 if self._captured and num_tokens <= self._captured[-1] else self._eager_s
 
     def _fixed_s(self, num_tokens: int, num_decodes: int, num_sampled: int) -> float:
         """Everything but prompt chunks' attention and the context-dependent part of decode attention."""
@@ -156,17 +141,19 @@ class OperatorLaw:
         return seconds + sampling_s + decode_s
 
     def _token_parts(self, num_tokens: int) -> dict[str, float]:
-        """Products, all-reduces and elementwise kernels of a step's tokens, summed over layers."""
+        """Products, communication and elementwise kernels of a step's tokens, summed over layers."""
         if not num_tokens:
             return {}
-        part, rows = self._shard, padded_tokens(num_tokens, self._captured)
+        part, rows = self._shard, self._graphs.rows(num_tokens)
         parts = self._linear_parts(part.linears, rows)
         if part.experts is not None:
-            parts["experts"] = self._experts_s(num_tokens)
+            parts["experts"] = self._experts_s(part.experts, num_tokens)
+        activation_bytes = rows * part.hidden_size * ALL_REDUCE_BYTES
         if self._tensor_parallel_size > 1:
             # Two per layer, and one for the embedding, whose rows are split over the GPUs.
-            one_s = self._all_reduce.seconds(rows * part.hidden_size * ALL_REDUCE_BYTES)
-            parts["all_reduce"] = (2 * part.num_layers + 1) * one_s
+            parts["all_reduce"] = (2 * part.num_layers + 1) * self._all_reduce.seconds(activation_bytes)
+        if self._num_sends:
+            parts["pipeline_send"] = self._num_sends * self._send.seconds(_SENT_TENSORS * activation_bytes)
         parts["elementwise"] = self._elementwise_s(rows)
         return parts
 
@@ -177,15 +164,11 @@ class OperatorLaw:
             parts[linear.name] += linear.num_layers * gemm.seconds(rows, linear.n, linear.k)
         return dict(parts)
 
-    def _experts_s(self, num_tokens: int) -> float:
+    def _experts_s(self, experts: Experts, num_tokens: int) -> float:
         """Routed experts; the rows that pad a CUDA graph are taken to reach no expert that others do not."""
-        experts = self._shard.experts
-        assert experts is not None
-        touched = expected_distinct_experts(experts.num_experts, experts.experts_per_token, num_tokens)
-        rows, size = num_tokens * experts.experts_per_token, experts.bytes_per_weight
-        hidden = self._shard.hidden_size
-        up_s = self._expert_gemm.grouped_seconds(rows, touched, experts.up, hidden, size)
-        down_s = self._expert_gemm.grouped_seconds(rows, touched, hidden, experts.width, size)
+        load, hidden = self._routing.load(num_tokens), self._shard.hidden_size
+        up_s = self._expert_gemm.grouped_seconds(load, experts.up, hidden)
+        down_s = self._expert_gemm.grouped_seconds(load, hidden, experts.width)
         return experts.num_layers * (up_s + down_s)
 
     def _elementwise_s(self, rows: int) -> float:
@@ -199,7 +182,8 @@ class OperatorLaw:
         experts = part.experts
         if experts is not None:
             routed = experts.experts_per_token
-            act_s = self._elementwise.seconds(3 * experts.width * routed * scale)
+            local_width = experts.width / experts.num_ranks
+            act_s = self._elementwise.seconds(3 * local_width * routed * scale)
             combine_s = self._elementwise.seconds((routed + 1) * part.hidden_size * scale)
             route_s = self._elementwise.seconds(2 * experts.num_experts * scale)
             seconds += experts.num_layers * (act_s + combine_s + route_s)
@@ -209,10 +193,10 @@ class OperatorLaw:
         if not num_sampled:
             return {}
         part, whole_vocab = self._shard, self._shard.vocab_size * self._tensor_parallel_size
-        passes = self._elementwise.seconds(_SAMPLING_PASSES * num_sampled * whole_vocab * 4.0)
+        passes_s = self._elementwise.seconds(self._sampler.passes * num_sampled * whole_vocab * 4.0)
         parts = {
             "lm_head": self._gemm.seconds(num_sampled, part.vocab_size, part.hidden_size),
-            "sampling": _SAMPLING_LAUNCHES_S + passes,
+            "sampling": self._sampler.launches_s + passes_s,
         }
         if self._tensor_parallel_size > 1:
             logit_bytes = num_sampled * whole_vocab * _ACTIVATION_BYTES
@@ -231,9 +215,10 @@ class OperatorLaw:
         if not chunks:
             return {}
         part, chunk_s = self._shard, self._prefill.chunk_s
-        seconds = part.num_layers * self._prefill.launch_s
+        longest, seconds = max(new + cached for new, cached in chunks), 0.0
         for window, layers in zip(part.windows, part.window_layers, strict=True):
-            seconds += layers * sum(chunk_s(new, cached, window) for new, cached in chunks)
+            base_s = self._prefill.base_s(longest if window is None else min(longest, window))
+            seconds += layers * (base_s + sum(chunk_s(new, cached, window) for new, cached in chunks))
         parts = {"prefill_attention": seconds}
         if part.prefill_linears:
             rows = sum(new + cached for new, cached in chunks)

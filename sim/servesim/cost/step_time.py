@@ -73,9 +73,12 @@ def build_step_time(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) 
     Raises ConfigError when the GPU lacks coefficients that the law needs.
     """
     # The laws build on the records above, so they can only be imported once those exist.
+    from servesim.cost.calibrated import CalibratedLaw
     from servesim.cost.linear import LinearLaw
     from servesim.cost.operators import OperatorLaw
 
     if isinstance(engine.step_time, LinearStepTime):
         return LinearLaw(engine.step_time)
+    if engine.step_time.gpu_time_factor != 1.0 or engine.step_time.bandwidth_factor != 1.0:
+        return CalibratedLaw(model, gpu, engine)
     return OperatorLaw(model, gpu, engine)

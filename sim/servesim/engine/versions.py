@@ -20,8 +20,13 @@ class Rules(NamedTuple):
     """Under the priority policy a request that preempts itself does not end the step's scheduling."""
 
 
+_OLDEST = Rules(blank_blocks_first=False, has_watermark=False, self_preemption_continues=False)
+
 RULES: dict[EngineVersion, Rules] = {
-    "0.22": Rules(blank_blocks_first=False, has_watermark=False, self_preemption_continues=False),
+    "0.6": _OLDEST,  # the oldest rules that are verified stand in for these three
+    "0.11": _OLDEST,
+    "0.19": _OLDEST,
+    "0.22": _OLDEST,
     "0.26": Rules(blank_blocks_first=True, has_watermark=True, self_preemption_continues=False),
     "0.33": Rules(blank_blocks_first=True, has_watermark=True, self_preemption_continues=True),
 }

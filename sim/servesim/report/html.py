@@ -16,7 +16,7 @@ from servesim.config.files import shipped
 from servesim.report import charts, sections
 from servesim.report.words import LATENCY_TITLES, memory_parts
 
-__all__ = ["comparison_html", "report_html"]
+__all__ = ["comparison_html", "plain_page", "report_html"]
 
 
 def report_html(run: Run, summary: Summary) -> str:
@@ -91,17 +91,33 @@ def _changes(a: Run, b: Run) -> sections.Table:
     return sections.Table("Settings that differ", ("Setting", "A", "B"), rows, "paths")
 
 
+def plain_page(template: str, **values: Any) -> str:
+    """A page of tables only, without scripts."""
+    return _environment().get_template(template).render(**values)
+
+
 def _page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
-    environment = jinja2.Environment(
+    # "<" never appears in the data, so no text in it can end its script element.
+    data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            figures=data,
+            drawn=frozenset(figures),
+            colours=charts.KV_COLOURS,
+            plotly_js=get_plotlyjs(),
+            **values,
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped("reports/templates")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-    )
-    # "<" never appears in the data, so no text in it can end its script element.
-    data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return environment.get_template(template).render(
-        figures=data, drawn=frozenset(figures), colours=charts.KV_COLOURS, plotly_js=get_plotlyjs(), **values
     )

@@ -1,0 +1,220 @@
+"""From what a server was measured to do to the scalars by which it differs from the simulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servesim.analysis.figures import figures_of, request_figures
+from servesim.analysis.fit import fit_identified
+from servesim.analysis.measured import Latencies, MeasuredRequests, MeasuredWorkload, simulated_latencies
+from servesim.analysis.metrics import summarise
+from servesim.analysis.recorded import ENGINE_PROFILE, RecordedFolder
+from servesim.analysis.scalars import Deployment
+from servesim.analysis.simulation import prepare
+from servesim.config.engine_profile import EngineProfile
+from servesim.config.load import LoadedScenario
+from servesim.errors import CalibrationError, Problem
+
+__all__ = ["Calibration", "MeasuredRow", "calibrate_folder", "calibrate_requests", "calibrate_rows"]
+
+Floats = NDArray[np.float64]
+
+_FEWEST_REQUESTS = 40
+_GROUPS = 8  # of requests alike, whose mean latencies are compared
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was fitted, and how wrong the simulation is without and with it on what was kept out."""
+
+    profile: EngineProfile
+    standard_errors: dict[str, float]
+    """Of each fitted scalar, relative (of exposed_host_s: as a share of the mean step)."""
+    judged_on: str
+    before: dict[str, float]
+    """ln(simulated / real) by figure, on the part that was kept out of the fit."""
+    after: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRow:
+    """One run that is known by its figures only."""
+
+    name: str
+    loaded: LoadedScenario
+    measured: dict[str, float]
+    judged: bool
+
+
+def calibrate_requests(
+    loaded: LoadedScenario, measured: MeasuredRequests, provenance: str, name: str
+) -> Calibration:
+    """Fit to the first half of the requests, in the order of arrival, and judge on the second.
+
+    All of them are sent; only the latencies of the first half are looked at. Raises CalibrationError when
+    there are too few, or when no scalar can be told.
+    """
+    real, workload = measured.latencies, MeasuredWorkload(measured)
+    if len(real) < _FEWEST_REQUESTS:
+        problem = Problem(
+            f"needs at least {_FEWEST_REQUESTS} requests: half of them are kept out to judge the result",
+            got=str(len(real)),
+            next_step="record a longer run",
+        )
+        raise CalibrationError(problem)
+    half = len(real) // 2
+    first, second = slice(0, half), slice(half, None)
+    deployment = Deployment(prepare(loaded, workload))
+    start = dict.fromkeys(deployment.names, 0.0)
+    groups = _groups(simulated_latencies(deployment.run(start)).part(first))
+    target = _grouped(real.part(first), groups)
+    weights = _weights(real.part(first), simulated_latencies(deployment.run(start)).part(first), groups)
+
+    def residuals(values: dict[str, float]) -> Floats:
+        found = _grouped(simulated_latencies(deployment.run(values)).part(first), groups)
+        return np.asarray((found - target) * weights)
+
+    fit = fit_identified(residuals, deployment.names, deployment.limits)
+    deployment.refuse_if_nothing(fit)
+    kept = request_figures(real.part(second))
+
+    def errors(values: dict[str, float]) -> dict[str, float]:
+        found = request_figures(simulated_latencies(deployment.run(values)).part(second))
+        return {key: math.log(found[key] / value) for key, value in kept.items()}
+
+    profile = deployment.profile(fit, f"{provenance}; first {half} of {len(real)} requests", name)
+    after = errors(fit.values)
+    return Calibration(
+        profile.model_copy(update={"held_out_error": _rounded(after)}),
+        fit.standard_errors,
+        f"requests {half + 1} to {len(real)}",
+        errors(start),
+        after,
+    )
+
+
+_FITTED_FIGURES = ("mean_tpot_ms", "median_itl_ms")
+"""Of a row: how fast the engine steps. The throughput of a burst holds client and API server time as well."""
+_JUDGED_FIGURES = ("total_token_throughput", "mean_tpot_ms")
+
+
+def calibrate_rows(rows: Sequence[MeasuredRow], provenance: str, name: str) -> Calibration:
+    """Fit to the TPOT and ITL of the rows that are not judged; all rows are of one deployment.
+
+    Raises CalibrationError as calibrate_requests does.
+    """
+    fitted = [row for row in rows if not row.judged]
+    deployments = [Deployment(prepare(row.loaded)) for row in rows]
+    if len(fitted) < 2 or len(fitted) == len(rows):
+        problem = Problem("needs two rows to fit to and one to judge", got=f"{len(fitted)} of {len(rows)}")
+        raise CalibrationError(problem)
+
+    def residuals(values: dict[str, float]) -> Floats:
+        found = []
+        for deployment, row in zip(deployments, rows, strict=True):
+            if not row.judged:
+                figures = figures_of(summarise(deployment.run(values)))
+                found += [math.log(figures[key] / row.measured[key]) for key in _FITTED_FIGURES]
+        return np.array(found)
+
+    one = deployments[0]
+    fit = fit_identified(residuals, one.names, one.limits)
+    one.refuse_if_nothing(fit)
+
+    def judged(values: dict[str, float]) -> dict[str, float]:
+        errors: dict[str, list[float]] = {key: [] for key in _JUDGED_FIGURES}
+        for deployment, row in zip(deployments, rows, strict=True):
+            if row.judged:
+                figures = figures_of(summarise(deployment.run(values)))
+                for key in _JUDGED_FIGURES:
+                    errors[key].append(math.log(figures[key] / row.measured[key]))
+        return {f"median {key}": float(np.median(values)) for key, values in errors.items()}
+
+    listed = ", ".join(row.name for row in fitted)
+    profile, after = one.profile(fit, f"{provenance}; rows {listed}", name), judged(fit.values)
+    return Calibration(
+        profile.model_copy(update={"held_out_error": _rounded(after)}),
+        fit.standard_errors,
+        f"{len(rows) - len(fitted)} other rows",
+        judged(dict.fromkeys(one.names, 0.0)),
+        after,
+    )
+
+
+def calibrate_folder(folder: RecordedFolder) -> dict[str, Calibration]:
+    """The calibrations that a folder of recorded runs asks for, by the name of their file in it.
+
+    One for a single run; one for every ``profile`` that rows of results name. A profile that cannot be told
+    is left out; raises CalibrationError when none can, or none is asked for.
+    """
+    provenance = f"{folder.name}: {folder.meta.title}, {folder.meta.engine} ({folder.meta.source})"
+    if folder.run is not None:
+        run = folder.run
+        return {ENGINE_PROFILE: calibrate_requests(run.loaded, run.requests, provenance, folder.name)}
+    groups: dict[str, list[MeasuredRow]] = {}
+    for row in folder.rows:
+        if row.profile is not None:
+            one = MeasuredRow(row.name, row.load(), row.measured, row.judged)
+            groups.setdefault(row.profile.name, []).append(one)
+    found, problems = {}, []
+    for file, rows in groups.items():
+        try:
+            found[file] = calibrate_rows(rows, provenance, file.removesuffix(".yaml"))
+        except CalibrationError as error:
+            problems += [replace(problem, file=file) for problem in error.problems]
+    if not found:
+        nothing = Problem(f"{folder.name} names no profile in its rows", next_step="add a profile column")
+        raise CalibrationError(problems or nothing)
+    return found
+
+
+Groups = list[list[NDArray[np.int64]]]
+
+
+def _samples(latencies: Latencies) -> tuple[Floats, ...]:
+    return latencies.ttft_s, latencies.tpot_s, latencies.e2e_s
+
+
+def _groups(simulated: Latencies) -> Groups:
+    """For TTFT, TPOT and E2E latency, requests alike (few neighbours or many, short prompts or long).
+
+    Such groups differ in what their time goes to; groups of neighbours in time would not.
+    """
+    count = min(_GROUPS, max(1, len(simulated) // 5))
+    return [np.array_split(np.argsort(sample, kind="stable"), count) for sample in _samples(simulated)]
+
+
+def _grouped(latencies: Latencies, groups: Groups) -> Floats:
+    """ln of the mean latency of every group."""
+    means: Floats = np.array(
+        [
+            float(np.nanmean(sample[group]))
+            for sample, of_metric in zip(_samples(latencies), groups, strict=True)
+            for group in of_metric
+        ]
+    )
+    return np.asarray(np.log(means), dtype=np.float64)
+
+
+def _weights(real: Latencies, simulated: Latencies, groups: Groups) -> Floats:
+    """How much each group's mean is worth: one over its error from request to request, the best one 1.
+
+    A request that just misses a step waits for another one; where TTFT is a few steps that says little.
+    The error is counted after both means are made equal: what all requests share is what is to be fitted.
+    """
+    errors = []
+    for found, true, of_metric in zip(_samples(simulated), _samples(real), groups, strict=True):
+        for group in of_metric:
+            ratios = found[group] / np.nanmean(found[group]) - true[group] / np.nanmean(true[group])
+            errors.append(float(np.nanstd(ratios)) / math.sqrt(len(group)))
+    worth = 1.0 / np.maximum(np.array(errors), 0.01)
+    return np.asarray(worth / worth.max())
+
+
+def _rounded(errors: dict[str, float]) -> dict[str, float]:
+    return {key: round(error, 4) for key, error in errors.items()}

@@ -1,0 +1,174 @@
+"""Recorded runs of real servers: folders of data that become simulations without any code.
+
+A folder holds `meta.json` (provenance), `scenario.yaml` (what was served, as a scenario of its own) and
+one of `requests.csv` (one run, a row per request) and `results.csv` (a row per run: overrides of a scenario,
+then measured figures by name). Format: reports/validation/README.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from servesim.analysis.figures import METRICS
+from servesim.analysis.measured import MeasuredRequests, read_measured
+from servesim.config.files import shipped
+from servesim.config.load import LoadedScenario, load_scenario, parse
+from servesim.config.record import Record
+from servesim.errors import ConfigError, Problem, ServesimError
+
+__all__ = [
+    "ENGINE_PROFILE",
+    "RecordedFolder",
+    "RecordedRow",
+    "RecordedRun",
+    "failure",
+    "find_folders",
+    "read_folder",
+]
+
+ENGINE_PROFILE = "engine-profile.yaml"
+"""The calibration of a recorded run, fitted on the first half of its requests."""
+
+
+class Meta(Record):
+    """Where a recording comes from."""
+
+    title: str
+    engine: str
+    recorded: str
+    """Date, month or year."""
+    source: str
+    license: str
+    calibration: str
+    """What was used to fit what, so that no figure is judged on what it was fitted to."""
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """One run, request by request."""
+
+    loaded: LoadedScenario
+    requests: MeasuredRequests
+    memory: dict[str, float]
+    """What the server said about its memory, by the names of analysis.figures; empty when it was not kept."""
+    profile: Path | None
+    """Engine profile fitted on the first half of the requests, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRow:
+    """The figures of one run."""
+
+    name: str
+    scenario: Path
+    overrides: tuple[str, ...]
+    measured: dict[str, float]
+    profile: Path | None
+    """Engine profile fitted on the rows whose part is ``fit``; no such file where they could not tell it."""
+    judged: bool
+    """False for a row that a profile was fitted to."""
+
+    def load(self) -> LoadedScenario:
+        """Its scenario; raises ServesimError when it asks for what the simulator does not have."""
+        return load_scenario(self.scenario, self.overrides)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedFolder:
+    """Everything recorded in one folder: one run, or a table of runs."""
+
+    name: str
+    meta: Meta
+    run: RecordedRun | None
+    rows: tuple[RecordedRow, ...]
+
+
+def find_folders(paths: Sequence[Path] = ()) -> list[Path]:
+    """Folders of recorded runs: ``paths`` and those right below them; without any the shipped ones.
+
+    Raises ConfigError for a path that holds none.
+    """
+    found: list[Path] = []
+    for path in paths or (shipped("reports/validation") / "runs",):
+        below = sorted(each.parent for each in path.glob("*/meta.json"))
+        if not (path / "meta.json").is_file() and not below:
+            wrong = Problem(
+                "holds no recorded run",
+                file=str(path),
+                next_step="give a folder with a meta.json, or one whose folders have it",
+            )
+            raise ConfigError(wrong)
+        found += [path] if (path / "meta.json").is_file() else below
+    return found
+
+
+def read_folder(folder: Path) -> RecordedFolder:
+    """What a folder holds; raises ServesimError with its file when something is missing or wrong."""
+    meta = parse(Meta, _json(folder / "meta.json"), folder / "meta.json")
+    name = folder.resolve().name
+    if (folder / "results.csv").is_file():
+        return RecordedFolder(name, meta, None, tuple(_rows(folder)))
+    loaded = load_scenario(folder / "scenario.yaml")
+    measured = read_measured(folder / "requests.csv")
+    profile, memory = folder / ENGINE_PROFILE, folder / "memory.json"
+    run = RecordedRun(
+        loaded,
+        measured,
+        _numbers(memory) if memory.is_file() else {},
+        profile if profile.is_file() else None,
+    )
+    return RecordedFolder(name, meta, run, ())
+
+
+def _numbers(path: Path) -> dict[str, float]:
+    """The figures of a JSON object that have a meaning here; others are kept for readers."""
+    values = _json(path)
+    if not isinstance(values, dict):
+        raise ConfigError(Problem("must be an object of numbers", file=str(path)))
+    return {key: float(value) for key, value in values.items() if key in METRICS and METRICS[key].of_memory}
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(Problem("cannot be read as JSON", file=str(path), got=str(error))) from None
+
+
+def _rows(folder: Path) -> list[RecordedRow]:
+    path, rows, problems = folder / "results.csv", [], []
+    with path.open(encoding="utf-8", newline="") as file:
+        for line, cells in enumerate(csv.DictReader(file), start=2):
+            try:
+                rows.append(_row(folder, cells))
+            except (KeyError, ValueError, TypeError) as error:
+                problems.append(Problem("is not a row of results", file=str(path), line=line, got=str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return rows
+
+
+_SETTINGS = ("row", "scenario", "set", "profile", "part")
+
+
+def _row(folder: Path, cells: dict[str, str]) -> RecordedRow:
+    profile = cells.get("profile")
+    return RecordedRow(
+        name=cells["row"],
+        scenario=folder / (cells.get("scenario") or "scenario.yaml"),
+        overrides=tuple(text for text in cells["set"].split(";") if text),
+        measured={key: float(text) for key, text in cells.items() if key not in _SETTINGS and text},
+        profile=folder / profile if profile else None,
+        judged=cells.get("part") != "fit",
+    )
+
+
+def failure(error: ServesimError) -> str:
+    """Why a recorded run cannot be simulated, on one line."""
+    problem = error.problems[0]
+    return " ".join(part for part in (problem.path, problem.problem) if part)

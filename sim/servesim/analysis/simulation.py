@@ -1,0 +1,85 @@
+"""From a loaded scenario to a finished run: every file read, every default filled, then the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from servesim.analysis.run import Run
+from servesim.config.defaults import resolve_engine
+from servesim.config.engine_profile import profiled_engine
+from servesim.config.load import LoadedScenario
+from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
+from servesim.config.scenario import EngineConfig
+from servesim.cost.memory import MemoryBudget, memory_budget
+from servesim.cost.step_time import build_step_time
+from servesim.engine.build import build_scheduler
+from servesim.engine.loop import simulate
+from servesim.workload.build import build_workload
+from servesim.workload.request import Workload
+
+__all__ = ["Prepared", "prepare", "run_prepared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A scenario with nothing left to look up."""
+
+    loaded: LoadedScenario
+    gpu: GpuProfile
+    model: ModelProfile
+    engine: EngineConfig
+    """Resolved, the engine profile applied."""
+    memory: MemoryBudget
+    workload: Workload
+
+
+def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
+    """Everything that the simulation needs; ``workload`` takes the place of the scenario's own.
+
+    Raises ServesimError for anything that the scenario's author can mend.
+    """
+    scenario = loaded.scenario
+    gpu = _profile(load_gpu, loaded.find("gpus", scenario.hardware.gpu))
+    model = _profile(load_model, loaded.find("models", scenario.model))
+    engine = resolve_engine(profiled_engine(loaded), model, gpu)
+    memory = memory_budget(model, gpu, engine)
+    if workload is None:
+        workload = build_workload(scenario.workload, scenario.seed, lambda name: loaded.find("traces", name))
+    return Prepared(loaded, gpu, model, engine, memory, workload)
+
+
+Loaded = TypeVar("Loaded", GpuProfile, ModelProfile)
+_profiles: dict[tuple[str, int, int], GpuProfile | ModelProfile] = {}
+
+
+def _profile(load: Callable[[str], Loaded], path: Path) -> Loaded:
+    """A profile, read once for as long as its file stays the same: a table of runs asks for it again."""
+    about = path.stat()
+    key = (str(path.resolve()), about.st_mtime_ns, about.st_size)
+    if key not in _profiles:
+        _profiles[key] = load(str(path))
+    return cast(Loaded, _profiles[key])
+
+
+def run_prepared(
+    prepared: Prepared,
+    *,
+    on_end: Callable[[float], None] = lambda now_s: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request."""
+    engine = prepared.engine
+    step_time = build_step_time(prepared.model, prepared.gpu, engine)
+    log = simulate(
+        prepared.workload,
+        build_scheduler(engine, prepared.memory, step_time.windows),
+        step_time,
+        pipeline_depth=2 if engine.async_scheduling else 1,
+        on_end=on_end,
+        stop=stop,
+    )
+    resolved = prepared.loaded.scenario.model_copy(update={"engine": engine})
+    return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)

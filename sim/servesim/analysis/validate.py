@@ -1,0 +1,254 @@
+"""Simulation against recorded runs: the signed error of every figure, by load, with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from servesim.analysis.figures import METRICS, figures_of, memory_figures, request_figures, sample_of
+from servesim.analysis.measured import Latencies, MeasuredWorkload, simulated_latencies
+from servesim.analysis.metrics import summarise
+from servesim.analysis.recorded import RecordedFolder, RecordedRow, RecordedRun, failure
+from servesim.analysis.simulation import Prepared, prepare, run_prepared
+from servesim.analysis.summary import Summary
+from servesim.config.load import LoadedScenario
+from servesim.config.profiles import ModelProfile
+from servesim.config.scenario import EngineConfig
+from servesim.errors import ServesimError
+
+__all__ = ["FITTED_TO", "Finding", "Refusal", "Regime", "Validation", "regime_of", "validate_folder"]
+
+Regime = Literal["latency-bound", "middle", "saturated", "KV-limited", "memory"]
+FITTED_TO = "rows fitted to"
+"""judged_on of calibrated rows that their own calibration was fitted to: shown, but no evidence."""
+_FEW_RUNNING = 4  # mean batch below which a step is all launches and weight streaming
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One figure of one recorded run, real and simulated."""
+
+    source: str
+    row: str
+    gpu: str
+    num_gpus: int
+    model: str
+    features: tuple[str, ...]
+    """What the deployment uses beyond a dense bf16 model on one GPU."""
+    regime: Regime
+    metric: str
+    real: float
+    simulated: float
+    calibrated: bool
+    judged_on: str
+    """Which part of the recording both numbers come from."""
+    low: float = math.nan
+    high: float = math.nan
+    """Bootstrap interval (95 %) of the error over requests; NaN where single requests are not known."""
+
+    @property
+    def error(self) -> float:
+        """ln(simulated / real): +0.10 reads as ten percent too much."""
+        return math.log(self.simulated / self.real)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A recorded run that the simulator cannot serve."""
+
+    source: str
+    row: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Everything found in one folder."""
+
+    folder: RecordedFolder
+    findings: tuple[Finding, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def validate_folder(folder: RecordedFolder, on_row: Callable[[], None] = lambda: None) -> Validation:
+    """Replay what a folder holds, without and with its calibration; ``on_row()`` is called after each run."""
+    findings: list[Finding] = []
+    refusals: list[Refusal] = []
+    if folder.run is not None:
+        findings += _replayed_run(folder.name, folder.run)
+        on_row()
+    for row in folder.rows:
+        try:
+            findings += _replayed_row(folder.name, row)
+        except ServesimError as error:
+            refusals.append(Refusal(folder.name, row.name, failure(error)))
+        on_row()
+    return Validation(folder, tuple(findings), tuple(refusals))
+
+
+def regime_of(summary: Summary) -> Regime:
+    """The load that a run was under, told from its simulation.
+
+    KV-limited: requests were preempted, or waited while the pool was full; saturated: requests waited for
+    more than half of the time; latency-bound: at most four requests ran on average.
+    """
+    load = summary.load
+    if load.preemptions or (load.queue_share > 0.05 and summary.kv.peak_usage > 0.95):
+        return "KV-limited"
+    if load.queue_share > 0.5:
+        return "saturated"
+    return "latency-bound" if load.mean_running <= _FEW_RUNNING else "middle"
+
+
+def _features(engine: EngineConfig, model: ModelProfile, hits: bool) -> tuple[str, ...]:
+    """What a deployment uses that has kernels or rules of its own; names as in analysis.coverage."""
+    mxfp4 = model.moe is not None and model.moe.routed_weight_bits == 4.25
+    named = {
+        f"tensor parallelism {engine.tensor_parallel_size}": engine.tensor_parallel_size > 1,
+        "pipeline parallelism": engine.pipeline_parallel_size > 1,
+        "expert parallelism": engine.enable_expert_parallel,
+        f"{engine.quantization} weights": engine.quantization != "none",
+        "mxfp4 weights": mxfp4 or engine.quantization == "mxfp4",
+        "fp8 KV cache": engine.kv_cache_dtype == "fp8",
+        "mixture of experts": model.moe is not None,
+        "latent attention (MLA)": model.mla is not None,
+        "sliding windows": len(set(model.windows)) > 1 or model.windows[0] is not None,
+        "async scheduling": engine.async_scheduling,
+        "prefix caching with hits": hits,
+        "eager mode": engine.enforce_eager,
+        "priority scheduling": engine.scheduling_policy == "priority",
+        "contiguous allocator": engine.allocator != "paged",
+    }
+    return tuple(name for name, used in named.items() if used)
+
+
+def _replayed_run(source: str, recorded: RecordedRun) -> Iterator[Finding]:
+    """A run as it comes, and on the second half of its requests without and with calibration."""
+    workload = MeasuredWorkload(recorded.requests)
+    real = recorded.requests.latencies
+    second = slice(len(real) // 2, None)
+    simulated, about = _replay(source, prepare(recorded.loaded, workload))
+    yield from _memory_findings(source, about.row, _pool_unsaid(recorded.loaded), recorded.memory)
+    yield from _request_findings(about, real, simulated, "all requests")
+    if recorded.profile is None:
+        return
+    yield from _request_findings(about, real.part(second), simulated.part(second), "second half")
+    profiled = with_profile(recorded.loaded, recorded.profile)
+    simulated, about = _replay(source, prepare(profiled, workload))
+    calibrated = replace(about, calibrated=True)
+    yield from _request_findings(calibrated, real.part(second), simulated.part(second), "second half")
+
+
+def _replay(source: str, prepared: Prepared) -> tuple[Latencies, Finding]:
+    run = run_prepared(prepared)
+    summary = summarise(run)
+    hits = summary.load.prefix_cache_hits > 0
+    return simulated_latencies(run), _about(source, prepared, regime_of(summary), hits=hits)
+
+
+def _request_findings(
+    about: Finding, real: Latencies, simulated: Latencies, judged_on: str
+) -> Iterator[Finding]:
+    """Every figure of a run with the bootstrap interval of its error, requests drawn in pairs."""
+    real_figures, simulated_figures = request_figures(real), request_figures(simulated)
+    draws = np.random.default_rng(0).integers(0, len(real), (_RESAMPLES, len(real)))
+    for metric, value in real_figures.items():
+        low, high = _interval(metric, real, simulated, draws)
+        yield replace(
+            about,
+            metric=metric,
+            real=value,
+            simulated=simulated_figures[metric],
+            judged_on=judged_on,
+            low=low,
+            high=high,
+        )
+
+
+def _interval(
+    metric: str, real: Latencies, simulated: Latencies, draws: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+) -> tuple[float, float]:
+    pair = sample_of(metric, real), sample_of(metric, simulated)
+    if pair[0] is None or pair[1] is None:
+        return math.nan, math.nan
+    statistic = METRICS[metric].statistic
+    with np.errstate(all="ignore"):
+        errors = np.log(statistic(pair[1][draws]) / statistic(pair[0][draws]))
+    low, high = np.percentile(errors, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _replayed_row(source: str, row: RecordedRow) -> Iterator[Finding]:
+    loaded = row.load()
+    if all(METRICS[name].of_memory for name in row.measured):
+        yield from _memory_findings(source, row.name, loaded, row.measured)
+        return
+    yield from _simulated_row(source, row, loaded)
+    if row.profile is not None and row.profile.is_file():
+        judged_on = "other rows" if row.judged else FITTED_TO
+        for finding in _simulated_row(source, row, with_profile(loaded, row.profile)):
+            yield replace(finding, calibrated=True, judged_on=judged_on)
+
+
+def _pool_unsaid(loaded: LoadedScenario) -> LoadedScenario:
+    """The scenario without the recorded block count, which the memory model shall find by itself."""
+    engine = loaded.scenario.engine.model_copy(update={"num_gpu_blocks_override": None})
+    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
+
+
+def _memory_findings(
+    source: str, name: str, loaded: LoadedScenario, measured: dict[str, float]
+) -> Iterator[Finding]:
+    prepared = prepare(loaded)
+    about, simulated = _about(source, prepared, "memory"), memory_figures(prepared.memory)
+    for metric, value in measured.items():
+        yield replace(
+            about, row=name, metric=metric, real=value, simulated=simulated[metric], judged_on="start-up"
+        )
+
+
+def _simulated_row(source: str, row: RecordedRow, loaded: LoadedScenario) -> Iterator[Finding]:
+    prepared = prepare(loaded)
+    summary = summarise(run_prepared(prepared))
+    hits = summary.load.prefix_cache_hits > 0
+    about, simulated = _about(source, prepared, regime_of(summary), hits=hits), figures_of(summary)
+    for metric, value in row.measured.items():
+        yield replace(
+            about,
+            row=row.name,
+            metric=metric,
+            real=value,
+            simulated=simulated[metric],
+            judged_on="whole run",
+        )
+
+
+def _about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False) -> Finding:
+    """A finding with everything but its numbers."""
+    gpu, model, engine = prepared.gpu, prepared.model, prepared.engine
+    return Finding(
+        source=source,
+        row=prepared.loaded.scenario.name,
+        gpu=gpu.name,
+        num_gpus=engine.tensor_parallel_size,
+        model=model.name,
+        features=_features(engine, model, hits),
+        regime=regime,
+        metric="",
+        real=math.nan,
+        simulated=math.nan,
+        calibrated=False,
+        judged_on="",
+    )
+
+
+def with_profile(loaded: LoadedScenario, profile: Path) -> LoadedScenario:
+    """The scenario with an engine profile named in it."""
+    engine = loaded.scenario.engine.model_copy(update={"profile": str(profile)})
+    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))

@@ -1,0 +1,195 @@
+"""Laws of attention: decode, and prompt chunks, with the kernel that a scenario chooses."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from servesim.config.profiles import GpuProfile
+from servesim.cost.attention_io import FlashIo, standard_bytes, tile_rows
+from servesim.cost.ops import larger
+from servesim.errors import ConfigError, Problem
+
+__all__ = [
+    "AttentionKernel",
+    "AttentionShape",
+    "CacheDtype",
+    "DecodeAttention",
+    "PrefillAttention",
+    "causal_pairs",
+]
+
+CacheDtype = Literal["bf16", "fp8"]
+CACHE_BYTES: dict[CacheDtype, float] = {"bf16": 2.0, "fp8": 1.0}
+
+_EXPONENTIALS_PER_SM_AND_CLOCK = 16
+_STANDARD_LAUNCHES = 3  # scores, softmax, values
+
+# FlashMLA on one H100 (vLLM 0.14, 128 heads, 16k context, batch 64 to 128, measured tables of
+# aiconfigurator-core): 2.4 to 2.5 TB/s and 578 to 610 TFLOP/s at the same time.
+_MLA_DECODE_MEMORY = 0.75
+_MLA_DECODE_COMPUTE = 0.60
+
+
+class AttentionShape(NamedTuple):
+    """One layer's attention on one GPU."""
+
+    num_heads: int
+    num_kv_heads: int
+    kv_elements: int
+    """Cached elements of one token."""
+    decode_flops_per_context_token: float
+    prefill_flops_per_pair: float
+    latent: bool = False
+    """Multi-head latent attention: all heads read one compressed vector per token."""
+
+    @property
+    def head_dim(self) -> float:
+        """Mean of a key's and a value's elements, as prefill computes with them."""
+        return self.prefill_flops_per_pair / (4.0 * self.num_heads)
+
+
+class AttentionKernel(NamedTuple):
+    """Which kernel computes attention; only ``flash`` with the GPU's own shared memory is measured."""
+
+    name: Literal["flash", "standard"] = "flash"
+    shared_memory_per_sm_bytes: int | None = None
+    """None: the GPU's own."""
+
+
+_MEASURED = AttentionKernel()
+
+
+def causal_pairs(num_tokens: float, num_cached: float, window: int | None) -> float:
+    """Query-key pairs of ``num_tokens`` new tokens behind ``num_cached`` cached ones, diagonal halved."""
+    end = num_cached + num_tokens
+    if window is None or end <= window:
+        return num_tokens * (num_cached + 0.5 * num_tokens)
+    start = min(num_cached, window)
+    growing = (window - start) * 0.5 * (window + start)
+    return growing + window * (end - max(num_cached, window))
+
+
+class DecodeAttention:
+    """Attention of one layer for sequences that each add one token: launch, a share per sequence, KV bytes.
+
+    Time is base_s(num_sequences) + context_tokens * per_context_token_s, so that it grows linearly over a run
+    of decode steps.  A latent (MLA) cache is read once for all heads, and with many heads computing on it
+    takes longer than reading it.  The standard kernel also writes and reads a score and a probability per
+    head and key.  Shared memory does not matter: every key is read once, whatever the tile.
+    Raises ConfigError when the GPU has no coefficients for the KV type.
+    """
+
+    __slots__ = ("_launch_s", "_per_sequence_s", "per_context_token_s")
+
+    def __init__(
+        self, gpu: GpuProfile, dtype: CacheDtype, shape: AttentionShape, kernel: AttentionKernel = _MEASURED
+    ) -> None:
+        efficiency = gpu.efficiency.decode_attention.get(dtype)
+        if efficiency is None:
+            raise ConfigError(
+                Problem(
+                    f"{gpu.name} has no coefficients for attention on an {dtype} KV cache",
+                    path="engine.kv_cache_dtype" if dtype == "fp8" else "hardware.gpu",
+                    got=dtype,
+                    hint=f"it has: {', '.join(sorted(gpu.efficiency.decode_attention))}",
+                    next_step="set engine.kv_cache_dtype: auto, or choose a GPU with fp8 coefficients",
+                )
+            )
+        bandwidth = gpu.hbm_bandwidth_bytes_per_s
+        memory = min(efficiency.memory, _MLA_DECODE_MEMORY) if shape.latent else efficiency.memory
+        compute = _MLA_DECODE_COMPUTE if shape.latent else gpu.efficiency.prefill_attention[dtype].compute
+        self._launch_s = efficiency.launch_s
+        self._per_sequence_s = efficiency.per_seq_kv_head_s * shape.num_kv_heads
+        self.per_context_token_s = larger(
+            shape.kv_elements * CACHE_BYTES[dtype] / (bandwidth * memory),
+            shape.decode_flops_per_context_token / (gpu.peak_flops_per_s["bf16"] * compute),
+        )
+        if kernel.name == "standard":
+            self._launch_s *= _STANDARD_LAUNCHES
+            score_bytes = standard_bytes(1, 1, 0) * shape.num_heads
+            self.per_context_token_s += score_bytes / (bandwidth * gpu.efficiency.gemm["bf16"].memory)
+
+    def base_s(self, num_sequences: float) -> float:
+        """The part of the time that does not depend on the context."""
+        return self._launch_s + self._per_sequence_s * num_sequences
+
+
+class PrefillAttention:
+    """Attention of one layer for the prompt chunks of a step: one launch, then the chunks one after another.
+
+    Short sequences run below the asymptotic rate by 1 + short_tokens / (cached + new tokens), and the longest
+    one's last tile walks over all its keys alone.  That one call serves all chunks is what the measured
+    batches of 1 to 8 show.  A small chunk on a long prefix cannot be faster than reading the prefix, and
+    no chunk faster than the SMs' units for exponentials (16 a clock, NVIDIA).
+    """
+
+    __slots__ = (
+        "_io",
+        "_kv_bytes_per_s",
+        "_launch_s",
+        "_per_key_s",
+        "_per_pair_s",
+        "_scores_bytes_per_s",
+        "_shape",
+        "_short_tokens",
+    )
+
+    def __init__(
+        self, gpu: GpuProfile, dtype: CacheDtype, shape: AttentionShape, kernel: AttentionKernel = _MEASURED
+    ) -> None:
+        efficiency = gpu.efficiency.prefill_attention[dtype]
+        decode = gpu.efficiency.decode_attention[dtype]
+        self._shape = shape
+        self._launch_s = efficiency.launch_s
+        self._per_key_s = efficiency.per_key_s
+        self._short_tokens = efficiency.short_tokens
+        exponentials_per_s = _EXPONENTIALS_PER_SM_AND_CLOCK * gpu.sm_count * gpu.boost_clock_hz
+        self._per_pair_s = larger(
+            shape.prefill_flops_per_pair / (gpu.peak_flops_per_s["bf16"] * efficiency.compute),
+            shape.num_heads / exponentials_per_s,
+        )
+        bandwidth = gpu.hbm_bandwidth_bytes_per_s
+        self._kv_bytes_per_s = bandwidth * decode.memory / (shape.kv_elements * CACHE_BYTES[dtype])
+        self._io: FlashIo | None = None
+        self._scores_bytes_per_s: float | None = None
+        if kernel.name == "standard":
+            self._launch_s *= _STANDARD_LAUNCHES
+            self._scores_bytes_per_s = bandwidth * gpu.efficiency.gemm["bf16"].memory / shape.num_heads
+        elif kernel.shared_memory_per_sm_bytes is not None:
+            size = kernel.shared_memory_per_sm_bytes
+            _check_tile(gpu, size, shape)
+            self._io = FlashIo(gpu, size, shape.num_heads, shape.head_dim, bandwidth * decode.memory)
+
+    def base_s(self, num_keys: float) -> float:
+        """Launch, and the walk over the keys of the longest sequence of the step."""
+        return self._launch_s + self._per_key_s * num_keys
+
+    def chunk_s(self, num_tokens: int, num_cached: int, window: int | None) -> float:
+        """Time of one chunk, its base not included."""
+        end = num_cached + num_tokens
+        span = end if window is None else min(end, window)
+        read = end if window is None else min(end, window + num_tokens)
+        pairs = causal_pairs(num_tokens, num_cached, window)
+        seconds = pairs * self._per_pair_s * (1.0 + self._short_tokens / span)
+        if self._io is not None:
+            seconds = max(seconds, self._io.seconds(num_tokens, pairs, span))
+        elif self._scores_bytes_per_s is not None:
+            # No tile is skipped: neither the upper triangle nor what lies outside a window.
+            moved = standard_bytes(num_tokens, end, self._shape.head_dim) / self._scores_bytes_per_s
+            every_pair_s = num_tokens * end * self._per_pair_s * (1.0 + self._short_tokens / span)
+            seconds = max(every_pair_s, moved)
+        return larger(seconds, read / self._kv_bytes_per_s)
+
+
+def _check_tile(gpu: GpuProfile, shared_memory_bytes: int, shape: AttentionShape) -> None:
+    if tile_rows(shared_memory_bytes, shape.head_dim, register_file_bytes=gpu.register_file_per_sm_bytes):
+        return
+    raise ConfigError(
+        Problem(
+            "no tile of flash attention fits into this shared memory",
+            path="engine.step_time.shared_memory_per_sm_kib",
+            got=f"{shared_memory_bytes / 1024:g}",
+            next_step=f"raise it (the GPU has {gpu.shared_memory_per_sm_bytes // 1024}), "
+            "or set engine.step_time.attention_kernel: standard",
+        )
+    )

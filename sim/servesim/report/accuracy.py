@@ -1,0 +1,281 @@
+"""The accuracy page: how far the simulation is from recorded servers, the worst first, nothing left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from servesim.analysis.coverage import Cell, Gap, cells_of, gaps_of, sorted_cells
+from servesim.analysis.figures import METRICS
+from servesim.analysis.validate import FITTED_TO, Finding, Validation
+from servesim.report.html import plain_page
+from servesim.report.sections import Table
+
+__all__ = ["accuracy_html", "accuracy_json", "accuracy_markdown", "accuracy_text"]
+
+_EXPLAINED = (
+    "Every error is ln(simulated / real): +0.100 reads as ten percent too much, -0.100 as ten percent too "
+    "little. Bias is the mean of the signed errors, median and p90 are of their sizes. An interval is a 95 % "
+    "bootstrap: over the recorded runs of a cell (of the median size), or over the requests of a single run "
+    "(of the signed error). Load is told from the simulation: latency-bound, at most four requests at once; "
+    "saturated, requests waited for more than half of the time; KV-limited, requests were preempted or "
+    "waited for a full pool; middle, the rest. Calibrated rows are judged on what calibration did not see."
+)
+_WORST = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading, a paragraph, a table."""
+
+    title: str
+    text: str
+    table: Table
+
+
+def accuracy_markdown(validations: Sequence[Validation]) -> str:
+    """The page as Markdown."""
+    lines = [
+        "# Accuracy",
+        "",
+        "Written by `servesim validate`; a test fails when it is stale.",
+        "",
+        _EXPLAINED,
+    ]
+    for section in _sections(validations):
+        head = section.table.head
+        lines += ["", f"## {section.title}", "", section.text, ""]
+        lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in section.table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def accuracy_html(validations: Sequence[Validation]) -> str:
+    """The page as one offline HTML file without scripts."""
+    return plain_page(
+        "accuracy.html.j2", title="Accuracy", explained=_EXPLAINED, sections=_sections(validations)
+    )
+
+
+def accuracy_text(validations: Sequence[Validation]) -> str:
+    """The short table by source, then the worst cells and the number of gaps, as plain text."""
+    findings = _findings(validations)
+    summary = _summary(validations)
+    worst = sorted_cells(cells_of(findings))[:_WORST]
+    rows = [_cell_row(cell) for cell in worst]
+    gaps = gaps_of(findings)
+    refused = sum(len(one.refusals) for one in validations)
+    lines = [*_aligned(summary.table), "", f"The {len(rows)} worst cells of {len(cells_of(findings))}:", ""]
+    lines += _aligned(Table("", _CELL_HEAD, tuple(rows)))
+    lines += ["", f"Not validated, no real run: {len(gaps)} GPUs and features; refused runs: {refused}."]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def accuracy_json(validations: Sequence[Validation]) -> str:
+    """Every finding, refusal and gap as one JSON object."""
+    findings = _findings(validations)
+    plain = {
+        "findings": [{**asdict(one), "error": one.error} for one in findings],
+        "refusals": [asdict(refusal) for one in validations for refusal in one.refusals],
+        "not_validated": [asdict(gap) for gap in gaps_of(findings)],
+    }
+    return json.dumps(_without_nan(plain), indent=2) + "\n"
+
+
+def _sections(validations: Sequence[Validation]) -> list[Section]:
+    findings = _findings(validations)
+    return [
+        _summary(validations),
+        *_single_runs(validations),
+        _all_cells(findings),
+        _refusals(validations),
+        _recordings(validations),
+    ]
+
+
+def _findings(validations: Sequence[Validation]) -> list[Finding]:
+    return [finding for one in validations for finding in one.findings]
+
+
+_HEADLINES = (
+    "output_throughput",
+    "total_token_throughput",
+    "duration",
+    "mean_ttft_ms",
+    "mean_tpot_ms",
+    "mean_e2el_ms",
+    "p99_e2el_ms",
+    "kv_cache_gib",
+    "num_gpu_blocks",
+)
+
+
+def _summary(validations: Sequence[Validation]) -> Section:
+    """Errors by source, GPU, figure and calibration over all loads."""
+    rows = []
+    for one in validations:
+        keys: dict[tuple[str, str, bool], list[float]] = {}
+        for finding in one.findings:
+            if finding.metric not in _HEADLINES or finding.judged_on == FITTED_TO:
+                continue
+            if _has_halves(one) and finding.judged_on == "all requests":
+                continue
+            keys.setdefault((finding.gpu, finding.metric, finding.calibrated), []).append(finding.error)
+        for (gpu, metric, calibrated), errors in keys.items():
+            sizes = np.abs(errors)
+            rows.append(
+                (
+                    one.folder.name,
+                    gpu,
+                    METRICS[metric].label,
+                    _yes(calibrated),
+                    str(len(errors)),
+                    _signed(float(np.mean(errors))),
+                    _size(float(np.median(sizes))),
+                    _size(float(np.percentile(sizes, 90))),
+                )
+            )
+    head = ("Recording", "GPU", "Figure", "Calibrated", "Runs", "Bias", "Median", "p90")
+    return Section(
+        "In short",
+        "All loads together. Calibrated figures, and the plain ones beside them of whole runs, are of the "
+        "second half of the requests, or of rows that no calibration was fitted to.",
+        Table("In short", head, tuple(rows)),
+    )
+
+
+def _has_halves(one: Validation) -> bool:
+    return any(finding.judged_on == "second half" for finding in one.findings)
+
+
+def _single_runs(validations: Sequence[Validation]) -> Iterator[Section]:
+    for one in validations:
+        if one.folder.run is None:
+            continue
+        rows = tuple(
+            (
+                METRICS[finding.metric].label,
+                finding.judged_on,
+                _yes(finding.calibrated),
+                _value(finding.metric, finding.real),
+                _value(finding.metric, finding.simulated),
+                _signed(finding.error),
+                _range(finding.low, finding.high),
+            )
+            for finding in one.findings
+        )
+        head = ("Figure", "Judged on", "Calibrated", "Real", "Simulated", "Error", "Interval")
+        regime = one.findings[-1].regime
+        text = f"{one.folder.meta.title}; {one.folder.meta.engine}; load: {regime}. {one.folder.meta.notes}"
+        yield Section(one.folder.name, text, Table(one.folder.name, head, rows))
+
+
+_CELL_HEAD = (
+    "Recording",
+    "GPU",
+    "Load",
+    "Figure",
+    "Calibrated",
+    "Runs",
+    "Bias",
+    "Median",
+    "p90",
+    "Interval",
+)
+
+
+def _all_cells(findings: Sequence[Finding]) -> Section:
+    cells = sorted_cells(cells_of(findings))
+    rows = [_cell_row(cell) for cell in cells] + [_gap_row(gap) for gap in gaps_of(findings)]
+    text = (
+        f"{len(cells)} cells, the largest median error first; then what no recorded run covers, whose "
+        "error is unknown."
+    )
+    return Section("All cells, the worst first", text, Table("All cells", _CELL_HEAD, tuple(rows)))
+
+
+def _cell_row(cell: Cell) -> tuple[str, ...]:
+    gpu = cell.gpu if cell.num_gpus == 1 else f"{cell.num_gpus} x {cell.gpu}"
+    part = f", {cell.judged_on}" if cell.judged_on in ("all requests", "second half", FITTED_TO) else ""
+    return (
+        cell.source,
+        gpu,
+        cell.regime,
+        METRICS[cell.metric].label + part,
+        _yes(cell.calibrated),
+        str(len(cell.errors)),
+        _signed(cell.bias),
+        _size(cell.median),
+        _size(cell.p90),
+        _range(cell.low, cell.high),
+    )
+
+
+def _gap_row(gap: Gap) -> tuple[str, ...]:
+    gpu = gap.name if gap.kind == "GPU" else "any"
+    load = "any" if gap.kind == "GPU" else gap.name
+    return ("none", gpu, load, "all", "no", "0", "not validated", "unknown", "unknown", "")
+
+
+def _refusals(validations: Sequence[Validation]) -> Section:
+    rows = tuple((each.source, each.row, each.reason) for one in validations for each in one.refusals)
+    text = "Recorded runs that the simulator does not serve." if rows else "None."
+    return Section("Refused", text, Table("Refused", ("Recording", "Run", "Reason"), rows, "words"))
+
+
+def _recordings(validations: Sequence[Validation]) -> Section:
+    rows = tuple(
+        (
+            one.folder.name,
+            one.folder.meta.title,
+            one.folder.meta.engine,
+            one.folder.meta.recorded,
+            one.folder.meta.source,
+            one.folder.meta.license,
+            one.folder.meta.calibration,
+        )
+        for one in validations
+    )
+    head = ("Recording", "What", "Engine", "When", "Source", "License", "Calibration")
+    return Section("Recordings", "Data and details: reports/validation/runs.", Table("", head, rows, "words"))
+
+
+def _yes(calibrated: bool) -> str:
+    return "yes" if calibrated else "no"
+
+
+def _signed(error: float) -> str:
+    return f"{error + 0.0:+.3f}"
+
+
+def _size(error: float) -> str:
+    return f"{error:.3f}"
+
+
+def _range(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{low + 0.0:.3f} to {high + 0.0:.3f}"
+
+
+def _value(metric: str, value: float) -> str:
+    if metric.endswith("_ms"):
+        return f"{value:,.1f} ms"
+    return f"{value:,.1f}/s" if "throughput" in metric else f"{value:,.2f}"
+
+
+def _aligned(table: Table) -> list[str]:
+    """A table as lines of text, columns as wide as their widest cell."""
+    rows = [table.head, *table.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
