@@ -71,6 +71,7 @@ class Scheduler:
         self._committed_s = 0.0
         self._num_admissions = 0
         self._outputs_are_shared = False
+        self._threshold = limits.long_prefill_token_threshold
 
     def add(self, request: Request) -> RequestState:
         """Take a request in; refused when its prompt leaves no room for an output token, as vLLM does."""
@@ -88,6 +89,9 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """Schedule the next step; None when there is nothing to do."""
         self.news = False
+        if self.rules.threshold_spares_lone_request:
+            alone = len(self.running) + len(self.waiting) < 2
+            self._threshold = 0 if alone else self.limits.long_prefill_token_threshold
         self._form_group()
         chunks = self._chunks_beside_group()
         plan = Plan(self.step, len(self.group))
@@ -174,8 +178,8 @@ class Scheduler:
         self._committed_step += steps
         self._committed_s = now_s
         contiguous, gaps = plan.group_size, []
-        for request, _, _ in plan.scheduled:
-            request.num_in_flight_tokens = 0
+        for request, tokens, _ in plan.scheduled:
+            request.num_in_flight_tokens -= tokens
         for request in plan.yielding:
             request.num_output_tokens += 1
             request.num_placeholders -= 1
@@ -303,8 +307,7 @@ class Scheduler:
         if request.num_computed_tokens >= request.final_slots:
             return 0
         want = request.num_tokens + request.num_placeholders - request.num_computed_tokens
-        threshold = self.limits.long_prefill_token_threshold
-        return threshold if 0 < threshold < want else want
+        return self._threshold if 0 < self._threshold < want else want
 
     def _schedule_running(self, plan: Plan) -> int:
         """vLLM's first loop: every running request in turn; returns the tokens left."""
@@ -322,10 +325,11 @@ class Scheduler:
                 self.kv.num_blocks_needed(request.sequence, slots, None) > self.kv.num_free_blocks
             ):
                 victim = self._victim(queue)
-                queue.remove(victim)
+                place = queue.index(victim)
+                del queue[place]
                 returned = self._unschedule(plan, victim)
-                if returned:
-                    budget += returned
+                budget += returned
+                if returned or (place < index and self.rules.victim_never_hides_next):
                     index -= 1
                 self._preempt(plan, victim)
                 alive = victim is not request
@@ -383,8 +387,8 @@ class Scheduler:
                 self.prefix_cache_queries += total
                 self.prefix_cache_hits += cached
             want = total - cached
-            if 0 < limits.long_prefill_token_threshold < want:
-                want = limits.long_prefill_token_threshold
+            if 0 < self._threshold < want:
+                want = self._threshold
             if not limits.enable_chunked_prefill and want > budget:
                 return self._wait(plan, request, hit)
             want = min(want, budget)
@@ -446,7 +450,7 @@ class Scheduler:
             else:
                 chunks.append((tokens, before))
             computed = request.num_computed_tokens = before + tokens
-            request.num_in_flight_tokens = tokens
+            request.num_in_flight_tokens += tokens
             if computed >= request.num_tokens + request.num_placeholders:
                 self._expect_token(plan, request)
         plan.shape = StepShape(decodes, tuple(contexts), tuple(chunks), plan.group_size + len(plan.yielding))
