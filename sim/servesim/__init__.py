@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servesim.api import Comparison, Result, check, compare, load, simulate
+    from servesim.api import Comparison, Result, check, compare, load, simulate, trace
     from servesim.errors import ServesimError
 
-__all__ = ["Comparison", "Result", "ServesimError", "check", "compare", "load", "simulate"]
+__all__ = ["Comparison", "Result", "ServesimError", "check", "compare", "load", "simulate", "trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
@@ -14,19 +14,23 @@ from servesim.analysis.summary import Summary
 from servesim.config.defaults import resolve_engine
 from servesim.config.load import LoadedScenario, load_scenario
 from servesim.config.profiles import load_gpu, load_model
-from servesim.config.scenario import EngineConfig
+from servesim.config.scenario import EngineConfig, EngineVersion
+from servesim.config.step_trace import load_requests, load_settings
 from servesim.cost.budget import MemoryBudget
 from servesim.cost.memory import memory_budget
 from servesim.cost.step_time import build_step_time
 from servesim.engine.build import build_scheduler
 from servesim.engine.loop import simulate as simulate_engine
+from servesim.engine.scheduler import Scheduler
+from servesim.engine.step_trace import Replay, Step, TracedScheduler
+from servesim.errors import ConfigError, Problem, did_you_mean
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "Result", "check", "compare", "load", "simulate"]
+__all__ = ["Comparison", "Result", "check", "compare", "load", "simulate", "trace"]
 
 load = load_scenario
 
@@ -131,11 +135,13 @@ def simulate(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
+    step_trace: Callable[[Step], None] | None = None,
 ) -> Result:
     """Simulate a scenario: a loaded one, a file or a shipped name.
 
     ``overrides`` are texts like ``"engine.block_size=32"``. Once ``stop()`` is true the simulation ends
-    early and its result is marked as partial. Raises ServesimError for anything its author can mend.
+    early and its result is marked as partial. ``step_trace`` is given every line of a step trace; each step
+    is then computed on its own, so it takes longer. Raises ServesimError for anything its author can mend.
     """
     prepared = _prepare(scenario, overrides)
     engine, total, ended = prepared.engine, prepared.workload.num_requests, 0
@@ -146,16 +152,23 @@ def simulate(
         if progress is not None:
             progress(ended, total, now_s)
 
+    resolved = prepared.loaded.scenario.model_copy(update={"engine": engine})
     step_time = build_step_time(prepared.model, prepared.gpu, engine)
+    make: Callable[..., Scheduler] = Scheduler
+    if step_trace is not None:
+        make = partial(TracedScheduler, step_trace)
+        step_trace(_trace_head(engine.version, resolved.model_dump(mode="json")))
+    scheduler = build_scheduler(engine, prepared.memory, step_time.windows, make=make)
     log = simulate_engine(
         prepared.workload,
-        build_scheduler(engine, prepared.memory, step_time.windows),
+        scheduler,
         step_time,
         pipeline_depth=2 if engine.async_scheduling else 1,
         on_end=on_end,
         stop=stop,
     )
-    resolved = prepared.loaded.scenario.model_copy(update={"engine": engine})
+    if step_trace is not None and isinstance(scheduler, TracedScheduler):
+        step_trace({"summary": scheduler.recorder.summary()})
     return Result(Run(resolved, prepared.gpu, prepared.model, prepared.memory, log))
 
 
@@ -171,6 +184,40 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
     prepared = _prepare(scenario, overrides)
     build_step_time(prepared.model, prepared.gpu, prepared.engine)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests
+
+
+def trace(
+    settings: str | Path | Mapping[str, Any],
+    requests: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    version: str = "0.26",
+    blocks: bool = False,
+) -> Iterator[Step]:
+    """The lines of the step trace of a bare scheduler: its settings, every step, a summary.
+
+    ``settings`` and ``requests`` are files (JSON or YAML; JSON lines) or what they hold, as in
+    docs/step_traces.md. ``blocks`` adds block tables and the ids of reclaimed blocks.
+    """
+    versions = get_args(EngineVersion)
+    if version not in versions:
+        hint = f"{did_you_mean(version, versions)} (docs/conformance.md)"
+        raise ConfigError(Problem("unknown vLLM version", got=version, hint=hint))
+    loaded = load_settings(settings)
+    listed = load_requests(requests, loaded.max_model_len)
+    replay = Replay(loaded, listed, cast(EngineVersion, version), blocks=blocks)
+
+    def lines() -> Iterator[Step]:
+        yield _trace_head(version, loaded.model_dump(mode="json", exclude_unset=True))
+        yield from replay.steps()
+        yield {"summary": replay.summary}
+
+    return lines()
+
+
+def _trace_head(version: str, settings: dict[str, Any]) -> dict[str, Any]:
+    from importlib.metadata import version as installed
+
+    return {"servesim": installed("servesim"), "vllm": version, "settings": settings}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from servesim.config.scenario import EngineConfig
@@ -18,9 +19,17 @@ __all__ = ["build_scheduler"]
 
 
 def build_scheduler(
-    engine: EngineConfig, memory: MemoryBudget, windows: tuple[int | None, ...], *, one_by_one: bool = False
+    engine: EngineConfig,
+    memory: MemoryBudget,
+    windows: tuple[int | None, ...],
+    *,
+    one_by_one: bool = False,
+    make: Callable[..., Scheduler] = Scheduler,
 ) -> Scheduler:
-    """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine)."""
+    """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine).
+
+    ``make`` is called as Scheduler would be, to get one of another kind.
+    """
     assert engine.max_num_seqs is not None
     assert engine.max_num_batched_tokens is not None
     assert engine.max_model_len is not None
@@ -64,4 +73,4 @@ def build_scheduler(
             enable_prefix_caching=engine.enable_prefix_caching,
             blank_blocks_first=rules.blank_blocks_first,
         )
-    return Scheduler(limits, rules, kv, windows, one_by_one=one_by_one)
+    return make(limits, rules, kv, windows, one_by_one=one_by_one)
