@@ -11,19 +11,13 @@ VERSIONS = {"0.22.1": "0.22", "0.26.0": "0.26", "0.33.0": "0.33"}
 CASES = sorted(folder.name for folder in TRACES.iterdir() if folder.is_dir())
 KEYS = (
     "sched", "total_tokens", "new", "resumed", "preempted", "running", "waiting", "used_blocks", "evicted",
-    "emitted", "finished", "free_after",
+    "draft", "accepted", "emitted", "finished", "free_after",
 )  # fmt: skip
 BLOCK_KEYS = ("tables", "evicted_ids")  # recorded for all cases but the long ones
 
 
-def modelled(case: str) -> bool:
-    """Speculation is not: docs/limits.md."""
-    settings, _ = load_case(case)
-    return not settings.get("spec")
-
-
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("case", [case for case in CASES if modelled(case)])
+@pytest.mark.parametrize("case", CASES)
 def test_every_step_is_vllms(case: str, version: str) -> None:
     settings, requests = load_case(case)
     expected = recorded_steps(case, version)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
+from servesim.engine.speculation import Speculation, SpeculativeScheduler
 from servesim.engine.state import Plan, RequestState
 from servesim.engine.versions import RULES
 from servesim.kv.grouped import GroupedKVCache
@@ -41,7 +43,10 @@ def build_scheduler(settings: dict[str, Any], rules_version: str) -> Scheduler:
     """A scheduler with the recording's settings that tracks block ids."""
     rules = RULES[rules_version]  # type: ignore[index]
     groups = settings.get("kv_groups") or [{"type": "full"}]
-    in_flight = settings.get("max_num_batched_tokens", 2048) * (2 if settings.get("async_scheduling") else 1)
+    asynchronous = bool(settings.get("async_scheduling"))
+    in_flight = settings.get("max_num_batched_tokens", 2048) * (2 if asynchronous else 1)
+    spec = settings.get("spec")
+    eagle = bool(spec) and spec.get("mode") == "eagle"
     kv = GroupedKVCache(
         settings["num_gpu_blocks"],
         settings.get("block_size", 16),
@@ -51,6 +56,8 @@ def build_scheduler(settings: dict[str, Any], rules_version: str) -> Scheduler:
         enable_prefix_caching=settings.get("enable_prefix_caching", True),
         blank_blocks_first=rules.blank_blocks_first,
         track_ids=True,
+        hash_lookahead_tokens=int(eagle and rules.hashes_lookahead),
+        drop_last_hit=eagle and not rules.hashes_lookahead,
     )
     limits = SchedulerLimits(
         max_num_seqs=settings.get("max_num_seqs", 128),
@@ -64,7 +71,33 @@ def build_scheduler(settings: dict[str, Any], rules_version: str) -> Scheduler:
         ),
         scheduler_reserve_full_isl=settings.get("scheduler_reserve_full_isl", True),
     )
-    return Scheduler(limits, rules, kv, one_by_one=True)
+    if not spec:
+        return Scheduler(limits, rules, kv, one_by_one=True)
+    draft = spec.get("mode") == "draft"
+    speculation = Speculation(spec["num_tokens"], eagle or draft, eagle, draft_rows=int(draft))
+    return SpeculativeScheduler(
+        limits, rules, kv, speculation=speculation, accept=RecordedAcceptance(spec), asynchronous=asynchronous
+    )
+
+
+class RecordedAcceptance:
+    """The recordings' acceptance of drafts: one generator for all requests, in the order of their outputs."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._rates = spec["acceptance"]
+        self._random = random.Random(spec.get("seed", 0))
+        self.accepted: dict[str, int] = {}
+
+    def __call__(self, request: RequestState, num_drafts: int, padded: bool) -> int:
+        accepted = 0
+        while accepted < num_drafts and self._random.random() < self._rate(accepted):
+            accepted += 1
+        self.accepted[_id(request)] = accepted
+        return accepted
+
+    def _rate(self, position: int) -> float:
+        rates = self._rates
+        return float(rates[position] if isinstance(rates, list) else rates)
 
 
 def expand(requests: list[dict[str, Any]]) -> list[Request]:
@@ -174,6 +207,7 @@ class Driver:
             "new": {_id(r): b for r, _, b in plan.scheduled if r in plan.admitted and r not in resumed},
             "resumed": {_id(r): b for r, _, b in plan.scheduled if r in resumed},
             "preempted": [_id(r) for r in plan.preempted],
+            "draft": {_id(r): drafts for r, drafts in plan.drafts.items()},
             "running": plan.running,
             "waiting": plan.waiting,
             "free_blocks": kv.num_free_blocks,
@@ -185,8 +219,15 @@ class Driver:
         return plan, record
 
     def _commit(self, plan: Plan, record: dict[str, Any], now: float) -> None:
+        accept = getattr(self.scheduler, "_accept", None)
+        if accept is not None:
+            accept.accepted.clear()
+        before = {r: r.num_output_tokens for r in plan.yielding}
         self.scheduler.commit(plan, now)
-        record["emitted"] = {_id(r): 1 for r in plan.yielding}
+        emitted = {_id(r): r.num_output_tokens - n for r, n in before.items()}
+        record["emitted"] = {request_id: tokens for request_id, tokens in emitted.items() if tokens}
+        if accept is not None:
+            record["accepted"] = dict(accept.accepted)
         record["finished"] = [_id(r) for r in plan.finishing]
         record["free_after"] = self.scheduler.kv.num_free_blocks
         self.unreported_end |= bool(plan.finishing)

@@ -19,18 +19,20 @@ class StepShape(NamedTuple):
     ``decode_context_tokens[i]`` is the sum, over the sequences that decode, of the KV tokens each attends
     to (its new token included) under attention window ``StepTime.windows[i]``.
     ``chunks`` are the prefill pieces as (new tokens, KV tokens already cached before them).
-    ``num_sampled`` is the number of sequences that yield a token.
+    ``num_sampled`` is the number of tokens whose successor is sampled: rows of the LM head.
+    ``num_draft_tokens`` are drafts that the decodes verify, beside one token each (speculative decoding).
     """
 
     num_decodes: int
     decode_context_tokens: tuple[int, ...]
     chunks: tuple[tuple[int, int], ...]
     num_sampled: int
+    num_draft_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the step: rows of the fused matrix products."""
-        return self.num_decodes + sum(tokens for tokens, _ in self.chunks)
+        return self.num_decodes + self.num_draft_tokens + sum(tokens for tokens, _ in self.chunks)
 
 
 class AffineSteps(NamedTuple):
