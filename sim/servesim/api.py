@@ -18,6 +18,7 @@ from servesim.config.scenario import EngineConfig
 from servesim.cost.budget import MemoryBudget
 from servesim.cost.memory import memory_budget
 from servesim.cost.step_time import build_step_time
+from servesim.engine.acceptance import build_acceptance
 from servesim.engine.build import build_scheduler
 from servesim.engine.loop import simulate as simulate_engine
 from servesim.workload.build import build_workload
@@ -146,10 +147,14 @@ def simulate(
         if progress is not None:
             progress(ended, total, now_s)
 
-    step_time = build_step_time(prepared.model, prepared.gpu, engine)
+    step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
+    accept = None
+    if engine.speculative is not None:
+        seed, find = prepared.loaded.scenario.seed, prepared.loaded.find
+        accept = build_acceptance(engine.speculative, seed, lambda name: find("traces", name))
     log = simulate_engine(
         prepared.workload,
-        build_scheduler(engine, prepared.memory, step_time.windows),
+        build_scheduler(engine, prepared.memory, step_time.windows, accept=accept),
         step_time,
         pipeline_depth=2 if engine.async_scheduling else 1,
         on_end=on_end,
@@ -169,7 +174,7 @@ def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: A
 def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedScenario, MemoryBudget, int]:
     """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
     prepared = _prepare(scenario, overrides)
-    build_step_time(prepared.model, prepared.gpu, prepared.engine)
+    build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests
 
 
@@ -181,6 +186,7 @@ class _Prepared:
     engine: EngineConfig
     memory: MemoryBudget
     workload: Workload
+    draft: Any
 
 
 def _prepare(source: Source, overrides: Sequence[str]) -> _Prepared:
@@ -189,6 +195,9 @@ def _prepare(source: Source, overrides: Sequence[str]) -> _Prepared:
     gpu = load_gpu(str(loaded.find("gpus", scenario.hardware.gpu)))
     model = load_model(str(loaded.find("models", scenario.model)))
     engine = resolve_engine(scenario.engine, model, gpu)
-    memory = memory_budget(model, gpu, engine)
+    draft = None
+    if engine.speculative is not None and engine.speculative.draft_model is not None:
+        draft = load_model(str(loaded.find("models", engine.speculative.draft_model)))
+    memory = memory_budget(model, gpu, engine, draft)
     workload = build_workload(scenario.workload, scenario.seed, lambda name: loaded.find("traces", name))
-    return _Prepared(loaded, gpu, model, engine, memory, workload)
+    return _Prepared(loaded, gpu, model, engine, memory, workload, draft)

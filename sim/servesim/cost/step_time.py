@@ -69,15 +69,21 @@ class StepTime(Protocol):
         ...
 
 
-def build_step_time(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> StepTime:
+def build_step_time(
+    model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, draft: ModelProfile | None = None
+) -> StepTime:
     """The law that ``engine.step_time`` names; ``engine`` must be resolved (config.defaults.resolve_engine).
 
+    ``draft`` is the profile of the draft model, where the engine speculates with one. The linear law counts
+    drafts as tokens and knows no time of drafting.
     Raises ConfigError when the GPU lacks coefficients that the law needs.
     """
     # The laws build on the records above, so they can only be imported once those exist.
     from servesim.cost.linear import LinearLaw
     from servesim.cost.operators import OperatorLaw
+    from servesim.cost.speculative import SpeculativeLaw
 
     if isinstance(engine.step_time, LinearStepTime):
         return LinearLaw(engine.step_time)
-    return OperatorLaw(model, gpu, engine)
+    law = OperatorLaw(model, gpu, engine)
+    return law if engine.speculative is None else SpeculativeLaw(law, model, gpu, engine, draft)

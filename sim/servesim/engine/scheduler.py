@@ -198,6 +198,10 @@ class Scheduler:
             self._retire(plan.finishing)
         return contiguous, gaps
 
+    def counters(self) -> dict[str, int]:
+        """Totals that only some ways of scheduling have."""
+        return {}
+
     def usage(self) -> Usage:
         """The KV pool by class, as scheduled so far."""
         computed, waste = self.group.computed_tokens(), self.group.final_waste

@@ -36,7 +36,9 @@ class Speculation(NamedTuple):
 
 
 class SpeculativeScheduler(Scheduler):
-    """The scheduler with drafts; ``asynchronous``: the next step is scheduled before a step's drafts are known.
+    """The scheduler with drafts.
+
+    ``asynchronous``: a step is scheduled before the output of the last one is known.
 
     Source: vllm/v1/core/sched/scheduler.py and async_scheduler.py.
     """
@@ -192,9 +194,7 @@ class SpeculativeScheduler(Scheduler):
         request.num_placeholders -= 1 + drafts
         emitted = min(1 + accepted, request.output_limit - request.num_output_tokens)
         request.num_output_tokens += emitted
-        if request.status is Status.RUNNING and (
-            self._asynchronous or self.rules.caches_verified_at_commit
-        ):
+        if request.status is Status.RUNNING and (self._asynchronous or self.rules.caches_verified_at_commit):
             verified = request.num_tokens - 1  # the newest token has no KV yet
             self.kv.cache(request.sequence, verified)
         if request.num_output_tokens >= request.output_limit:

@@ -106,8 +106,8 @@ class Plan:
     vLLM's order; ``group_size`` more decode together. ``yielding`` are those of ``scheduled`` whose token
     comes out; ``finishing`` are requests whose last token the plan's last step yields.
     ``running`` counts, as vLLM does, also ``num_draining`` whose last token is in an earlier step.
-    ``drafts`` are the draft tokens among those scheduled, by request; the requests in ``padded`` have none and
-    compute placeholders instead. ``num_discarded`` counts, once committed, sampled tokens that came to nothing.
+    ``drafts`` counts the draft tokens among those scheduled, by request; those of a request in ``padded`` are
+    mere placeholders. ``num_discarded`` are sampled tokens that came to nothing, known once committed.
     ``lookup`` is the prefix-cache look-up (tokens, hits) of a waiting request that did not fit.
 
     The values in the class are those of a step of the decode group alone; its lists stay empty.

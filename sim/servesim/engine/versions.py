@@ -21,13 +21,13 @@ class Rules(NamedTuple):
     lookahead_at_admission: bool = False
     """Speculation: lookahead slots are allocated from a request's first chunk on, not from its second."""
     pads_new_decodes: bool = False
-    """Speculation: a request admitted beside pure decodes with one token to compute is padded to their size."""
+    """Speculation: a request that starts with one token beside pure decodes is padded to their size."""
     pads_without_decodes: bool = False
     """The same when nothing else runs; and not where max_model_len leaves no room for the padding."""
     hashes_lookahead: bool = False
     """EAGLE and MTP: a block's hash covers the next token too; before, the last hit block was dropped."""
     charges_draft_rows: bool = False
-    """A draft model's extra rows are charged per scheduled request; before, the budget was lowered for all."""
+    """A draft model's extra rows are charged per scheduled request, not taken from every step's budget."""
     caches_verified_at_commit: bool = False
     """Speculation: accepted tokens become hit-able when their output is processed, in sync mode too."""
 
