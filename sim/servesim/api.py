@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -19,10 +19,10 @@ from servesim.config.step_trace import load_requests, load_settings
 from servesim.cost.budget import MemoryBudget
 from servesim.cost.memory import memory_budget
 from servesim.cost.step_time import build_step_time
+from servesim.engine.acceptance import build_acceptance
 from servesim.engine.build import build_scheduler
 from servesim.engine.loop import simulate as simulate_engine
-from servesim.engine.scheduler import Scheduler
-from servesim.engine.step_trace import Replay, Step, TracedScheduler
+from servesim.engine.step_trace import NotedAcceptance, Replay, Step, trace_steps
 from servesim.errors import ConfigError, Problem, did_you_mean
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
@@ -153,12 +153,20 @@ def simulate(
             progress(ended, total, now_s)
 
     resolved = prepared.loaded.scenario.model_copy(update={"engine": engine})
-    step_time = build_step_time(prepared.model, prepared.gpu, engine)
-    make: Callable[..., Scheduler] = Scheduler
+    step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
+    accept = None
+    if engine.speculative is not None:
+        seed, find = prepared.loaded.scenario.seed, prepared.loaded.find
+        accept = NotedAcceptance(
+            build_acceptance(engine.speculative, seed, lambda name: find("traces", name))
+        )
+    scheduler = build_scheduler(
+        engine, prepared.memory, step_time.windows, one_by_one=step_trace is not None, accept=accept
+    )
+    recorder = None
     if step_trace is not None:
-        make = partial(TracedScheduler, step_trace)
         step_trace(_trace_head(engine.version, resolved.model_dump(mode="json")))
-    scheduler = build_scheduler(engine, prepared.memory, step_time.windows, make=make)
+        recorder = trace_steps(scheduler, step_trace, accept)
     log = simulate_engine(
         prepared.workload,
         scheduler,
@@ -167,8 +175,8 @@ def simulate(
         on_end=on_end,
         stop=stop,
     )
-    if step_trace is not None and isinstance(scheduler, TracedScheduler):
-        step_trace({"summary": scheduler.recorder.summary()})
+    if step_trace is not None and recorder is not None:
+        step_trace({"summary": recorder.summary()})
     return Result(Run(resolved, prepared.gpu, prepared.model, prepared.memory, log))
 
 
@@ -182,7 +190,7 @@ def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: A
 def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedScenario, MemoryBudget, int]:
     """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
     prepared = _prepare(scenario, overrides)
-    build_step_time(prepared.model, prepared.gpu, prepared.engine)
+    build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests
 
 
@@ -228,6 +236,7 @@ class _Prepared:
     engine: EngineConfig
     memory: MemoryBudget
     workload: Workload
+    draft: Any
 
 
 def _prepare(source: Source, overrides: Sequence[str]) -> _Prepared:
@@ -236,6 +245,9 @@ def _prepare(source: Source, overrides: Sequence[str]) -> _Prepared:
     gpu = load_gpu(str(loaded.find("gpus", scenario.hardware.gpu)))
     model = load_model(str(loaded.find("models", scenario.model)))
     engine = resolve_engine(scenario.engine, model, gpu)
-    memory = memory_budget(model, gpu, engine)
+    draft = None
+    if engine.speculative is not None and engine.speculative.draft_model is not None:
+        draft = load_model(str(loaded.find("models", engine.speculative.draft_model)))
+    memory = memory_budget(model, gpu, engine, draft)
     workload = build_workload(scenario.workload, scenario.seed, lambda name: loaded.find("traces", name))
-    return _Prepared(loaded, gpu, model, engine, memory, workload)
+    return _Prepared(loaded, gpu, model, engine, memory, workload, draft)

@@ -22,9 +22,8 @@ def traced(case: str, version: str, **changes: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("case", [case for case in CASES if not settings_of(case).get("spec")])
+@pytest.mark.parametrize("case", CASES)
 def test_every_step_is_vllms(case: str, version: str) -> None:
-    """Speculation is not modelled: docs/limits.md."""
     steps, recorded = traced(case, VERSIONS[version]), recorded_steps(case, version)
     assert first_difference(steps, recorded) is None
     assert [step["start"] for step in steps] == [step.get("start", step["t"]) for step in recorded]

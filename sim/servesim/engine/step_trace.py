@@ -2,27 +2,30 @@
 
 A record has: step; t, start, dur (seconds: when it was scheduled, when the GPU began, how long it took);
 arrived; sched {id: [tokens, computed before]} in scheduling order; total_tokens; new and resumed {id: prefix
-hit}; preempted, in order; running and waiting after scheduling; free_blocks, used_blocks (without the null
-block) and evicted (cached blocks reclaimed) after scheduling; then, when its output was processed, emitted
-{id: tokens}, finished and free_after. On demand also tables {id: block ids by group} and evicted_ids.
+hit}; preempted, in order; draft {id: drafts to verify}; running and waiting after scheduling; free_blocks,
+used_blocks (without the null block) and evicted (cached blocks reclaimed) after scheduling. Then, once its
+output was processed: emitted {id: tokens}, accepted {id: drafts}, finished and free_after. On demand also
+tables {id: block ids by group} and evicted_ids.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from servesim.config.scenario import EngineVersion
-from servesim.config.step_trace import ListedRequest, TraceSettings
+from servesim.config.step_trace import ListedRequest, SpeculationSettings, TraceSettings
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
+from servesim.engine.speculation import Accept, Speculation, SpeculativeScheduler
 from servesim.engine.state import Plan, RequestState
 from servesim.engine.versions import RULES
 from servesim.errors import ConfigError, Problem
 from servesim.kv.grouped import GroupedKVCache
 from servesim.workload.request import Request, Segment
 
-__all__ = ["Replay", "Step", "StepRecorder", "TracedScheduler"]
+__all__ = ["NotedAcceptance", "Replay", "Step", "StepRecorder", "trace_steps"]
 
 Step = dict[str, Any]
 
@@ -30,8 +33,11 @@ Step = dict[str, Any]
 class StepRecorder:
     """Describes the plans of a scheduler that looks at its requests one by one."""
 
-    def __init__(self, scheduler: Scheduler, *, blocks: bool = False) -> None:
+    def __init__(
+        self, scheduler: Scheduler, *, blocks: bool = False, acceptance: NotedAcceptance | None = None
+    ) -> None:
         self._scheduler = scheduler
+        self._acceptance = acceptance
         self._blocks = blocks
         self._evictions = self._evicted_ids = 0
         self._num_blocks = scheduler.kv.num_free_blocks
@@ -55,6 +61,7 @@ class StepRecorder:
             "new": {_id(r): before for r, before in hits if not r.num_preemptions},
             "resumed": {_id(r): before for r, before in hits if r.num_preemptions},
             "preempted": [_id(r) for r in plan.preempted],
+            "draft": {_id(r): drafts for r, drafts in plan.drafts.items()},
             "running": plan.running,
             "waiting": plan.waiting,
             "free_blocks": kv.num_free_blocks,
@@ -68,12 +75,16 @@ class StepRecorder:
         self._arrived, self._evictions = [], kv.evictions
         return step
 
-    def processed(self, step: Step, plan: Plan, outputs_before: Sequence[int], now_s: float) -> None:
-        """Add a plan's output, processed just now; ``outputs_before`` goes with ``plan.yielding``."""
-        emitted = {
-            _id(r): r.num_output_tokens - n for r, n in zip(plan.yielding, outputs_before, strict=True)
-        }
-        step["emitted"] = emitted
+    def outputs(self, plan: Plan) -> dict[RequestState, int]:
+        """Output tokens before a plan's output is processed."""
+        return {request: request.num_output_tokens for request in plan.yielding}
+
+    def processed(self, step: Step, plan: Plan, before: dict[RequestState, int], now_s: float) -> None:
+        """Add a plan's output, processed just now; ``before`` is what outputs said."""
+        counts = {_id(r): r.num_output_tokens - num_outputs for r, num_outputs in before.items()}
+        step["emitted"] = emitted = {request_id: tokens for request_id, tokens in counts.items() if tokens}
+        if self._acceptance is not None:
+            step["accepted"] = self._acceptance.take()
         step["finished"] = [_id(r) for r in plan.finishing]
         step["free_after"] = self._scheduler.kv.num_free_blocks
         for request_id, tokens in emitted.items():
@@ -103,40 +114,60 @@ class _Times(NamedTuple):
     tokens: int = 0
 
 
-class TracedScheduler(Scheduler):
-    """A scheduler in an engine, one by one, that hands out the record of every step that is done."""
+class NotedAcceptance:
+    """A law of acceptance that notes what it has said."""
 
-    def __init__(self, write: Callable[[Step], None], *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "one_by_one": True})
-        self.recorder = StepRecorder(self)
-        self._write = write
-        self._steps: deque[Step] = deque()
-        self._now_s = 0.0  # the engine's clock, as far as it shows: the last arrival or end of a step
-        self._gpu_free_s = 0.0
+    def __init__(self, law: Accept) -> None:
+        self._law = law
+        self._noted: dict[str, int] = {}
 
-    def add(self, request: Request) -> RequestState:
-        """Take a request in."""
-        self._now_s = max(self._now_s, request.arrival_s)
-        self.recorder.arrived(request, request.arrival_s)
-        return super().add(request)
+    def __call__(self, request: RequestState, num_drafts: int, padded: bool) -> int:
+        """Ask the law."""
+        accepted = self._noted[_id(request)] = self._law(request, num_drafts, padded)
+        return accepted
 
-    def plan(self) -> Plan | None:
-        """Schedule the next step."""
-        number, plan = self.step, super().plan()
+    def take(self) -> dict[str, int]:
+        """Accepted drafts by request id, since this was last called."""
+        noted, self._noted = self._noted, {}
+        return noted
+
+
+def trace_steps(
+    scheduler: Scheduler, write: Callable[[Step], None], acceptance: NotedAcceptance | None = None
+) -> StepRecorder:
+    """Let an engine's scheduler, which must go one by one, write the record of every step that is done."""
+    recorder = StepRecorder(scheduler, acceptance=acceptance)
+    add, make_plan, process = scheduler.add, scheduler.plan, scheduler.commit
+    steps: deque[Step] = deque()
+    now_s = gpu_free_s = 0.0  # now: the engine's clock as it shows, the last arrival or end of a step
+
+    def traced_add(request: Request) -> RequestState:
+        nonlocal now_s
+        now_s = max(now_s, request.arrival_s)
+        recorder.arrived(request, request.arrival_s)
+        return add(request)
+
+    def traced_plan() -> Plan | None:
+        number, plan = scheduler.step, make_plan()
         if plan is not None:
-            self._steps.append({"step": number, "t": round(self._now_s, 9), **self.recorder.scheduled(plan)})
+            steps.append({"step": number, "t": round(now_s, 9), **recorder.scheduled(plan)})
         return plan
 
-    def commit(self, plan: Plan, now_s: float, steps: int = 1) -> tuple[int, list[float]]:
-        """Process the output of a step."""
-        step, before = self._steps.popleft(), [r.num_output_tokens for r in plan.yielding]
-        result = super().commit(plan, now_s, steps)
-        start_s = max(step["t"], self._gpu_free_s)
-        step |= {"start": round(start_s, 9), "dur": round(now_s - start_s, 9)}
-        self.recorder.processed(step, plan, before, now_s)
-        self._now_s = self._gpu_free_s = now_s
-        self._write(step)
+    def traced_commit(plan: Plan, end_s: float, num_steps: int = 1) -> tuple[int, list[float]]:
+        nonlocal now_s, gpu_free_s
+        step, before = steps.popleft(), recorder.outputs(plan)
+        result = process(plan, end_s, num_steps)
+        start_s = max(step["t"], gpu_free_s)
+        step |= {"start": round(start_s, 9), "dur": round(end_s - start_s, 9)}
+        recorder.processed(step, plan, before, end_s)
+        now_s = gpu_free_s = end_s
+        write(step)
         return result
+
+    hooks = {"add": traced_add, "plan": traced_plan, "commit": traced_commit}
+    for name, hook in hooks.items():
+        setattr(scheduler, name, hook)
+    return recorder
 
 
 class _Flight(NamedTuple):
@@ -160,8 +191,9 @@ class Replay:
         blocks: bool = False,
     ) -> None:
         self._settings = settings
-        self.scheduler = _scheduler(settings, version, blocks)
-        self._recorder = StepRecorder(self.scheduler, blocks=blocks)
+        acceptance = None if settings.spec is None else NotedAcceptance(_ByChance(settings.spec))
+        self.scheduler = _scheduler(settings, version, blocks, acceptance)
+        self._recorder = StepRecorder(self.scheduler, blocks=blocks, acceptance=acceptance)
         self._by_step = any(request.arrival_step is not None for request in requests)
         self._todo = deque(sorted(_samples(requests), key=lambda request: request.arrival_s))
         self._ended = False  # vLLM schedules once more to tell its workers who has finished
@@ -238,7 +270,7 @@ class Replay:
         return law.a + law.b * tokens + law.c * context
 
     def _commit(self, plan: Plan, step: Step, now_s: float) -> None:
-        before = [request.num_output_tokens for request in plan.yielding]
+        before = self._recorder.outputs(plan)
         self.scheduler.commit(plan, now_s)
         self._recorder.processed(step, plan, before, now_s)
         self._ended |= bool(plan.finishing)
@@ -260,11 +292,27 @@ def _samples(requests: Sequence[ListedRequest]) -> Iterator[Request]:
             )  # fmt: skip
 
 
-def _scheduler(settings: TraceSettings, version: EngineVersion, blocks: bool) -> Scheduler:
-    if settings.spec is not None:
-        step = "leave spec out of the settings"
-        raise ConfigError(Problem("speculative decoding is not modelled", path="spec", next_step=step))
-    rules = RULES[version]
+class _ByChance:
+    """One random generator for all requests, asked in the order in which outputs are processed."""
+
+    def __init__(self, settings: SpeculationSettings) -> None:
+        rates = settings.acceptance
+        self._rates = rates if isinstance(rates, list) else [rates] * settings.num_tokens
+        self._random = random.Random(settings.seed)
+
+    def __call__(self, request: RequestState, num_drafts: int, padded: bool) -> int:
+        """Placeholders are judged like drafts: the recordings' model takes any token for one."""
+        for depth in range(num_drafts):
+            if self._random.random() >= self._rates[depth]:
+                return depth
+        return num_drafts
+
+
+def _scheduler(
+    settings: TraceSettings, version: EngineVersion, blocks: bool, accept: Accept | None
+) -> Scheduler:
+    rules, spec = RULES[version], settings.spec
+    eagle = spec is not None and spec.mode == "eagle"
     kv = GroupedKVCache(
         settings.num_gpu_blocks,
         settings.block_size,
@@ -274,6 +322,8 @@ def _scheduler(settings: TraceSettings, version: EngineVersion, blocks: bool) ->
         enable_prefix_caching=settings.enable_prefix_caching,
         blank_blocks_first=rules.blank_blocks_first,
         track_ids=blocks,
+        hash_lookahead_tokens=int(eagle and rules.hashes_lookahead),
+        drop_last_hit=eagle and not rules.hashes_lookahead,
     )
     limits = SchedulerLimits(
         max_num_seqs=settings.max_num_seqs,
@@ -285,4 +335,10 @@ def _scheduler(settings: TraceSettings, version: EngineVersion, blocks: bool) ->
         watermark_blocks=int(settings.watermark * settings.num_gpu_blocks * rules.has_watermark),
         scheduler_reserve_full_isl=settings.scheduler_reserve_full_isl,
     )
-    return Scheduler(limits, rules, kv, one_by_one=True)
+    if spec is None or accept is None:
+        return Scheduler(limits, rules, kv, one_by_one=True)
+    drafts = spec.mode == "draft"
+    speculation = Speculation(spec.num_tokens, eagle or drafts, eagle, draft_rows=int(drafts))
+    return SpeculativeScheduler(
+        limits, rules, kv, speculation=speculation, accept=accept, asynchronous=settings.async_scheduling
+    )
