@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import seed as with_seed
 from hypothesis import settings as hypothesis_settings
 
+from conformance.vllm_process import VllmError
 from conformance.workloads import Workload, workloads
 from servesim import api
 from servesim.errors import ConfigError
@@ -113,7 +114,11 @@ def _batch(
     @given(workloads(speculation=speculation))
     def compare(workload: Workload) -> None:
         nonlocal smallest
-        theirs = steps_of(workload)
+        try:
+            theirs = steps_of(workload)
+        except VllmError:
+            counts["failed in vLLM"] += smallest is None
+            return
         if smallest is None:
             counts.update(features(workload, theirs))
         found = difference(workload, version, theirs)

@@ -38,7 +38,7 @@ def _settings(draw: st.DrawFn, speculation: bool | None) -> dict[str, Any]:
         "block_size": block_size,
         "max_model_len": max_model_len,
         "max_num_batched_tokens": budget,
-        "max_num_seqs": draw(st.integers(1, min(12, budget))),
+        "max_num_seqs": draw(st.integers(1, min(24, budget))),
         "enable_chunked_prefill": chunked,
         "enable_prefix_caching": draw(st.sampled_from([True, True, False])),
         "long_prefill_token_threshold": draw(
@@ -107,7 +107,7 @@ def _requests(draw: st.DrawFn, settings: dict[str, Any]) -> list[dict[str, Any]]
     lengths = st.one_of(st.integers(1, 24), st.integers(1, 8).map(lambda n: n * size), st.integers(1, 200))
     requests: list[dict[str, Any]] = []
     now = 0
-    for number in range(draw(st.integers(1, 14))):
+    for number in range(draw(st.one_of(st.integers(1, 12), st.integers(1, 12), st.integers(12, 40)))):
         segments: list[list[Any]] = []
         kind = draw(st.sampled_from(["fresh", "shared", "repeated", "continued"]))
         if kind == "shared":
