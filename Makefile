@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check pytest validate wheel clean
+# Random workloads against vLLM's own scheduler (docs/conformance.md); needs 3 GB and some minutes at first.
+VLLM ?= 0.26.0
+WORKLOADS ?= 2000
+SEED ?= 1
+SPECULATION ?= no
+
+.PHONY: demo test check pytest validate conformance wheel clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -34,6 +40,10 @@ pytest: $(VENV)/.developing
 validate: $(VENV)/.installed
 	$(BIN)/servesim validate --out reports/validation
 
+conformance: $(VENV)/.developing
+	cd tests && $(CURDIR)/$(BIN)/python -m conformance --vllm $(VLLM) \
+	  --workloads $(WORKLOADS) --seed $(SEED) --speculation $(SPECULATION)
+
 # The built wheel, installed alone in a fresh environment and used from another folder.
 wheel:
 	rm -rf dist
@@ -45,4 +55,4 @@ wheel:
 	cd / && $(CURDIR)/$(VENV)-wheel/bin/servesim run poisson-chat --set workload.num_requests=200 --json > /dev/null
 
 clean:
-	rm -rf $(VENV) $(VENV)-wheel dist out
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-vllm-* dist out

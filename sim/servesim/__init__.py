@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servesim.api import Comparison, Result, calibrate, check, compare, load, simulate, validate
+    from servesim.api import Comparison, Result, calibrate, check, compare, load, simulate, trace, validate
     from servesim.errors import ServesimError
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "compare",
     "load",
     "simulate",
+    "trace",
     "validate",
 ]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
@@ -14,9 +14,12 @@ from servesim.analysis.simulation import Prepared, prepare, run_prepared
 from servesim.analysis.summary import Summary
 from servesim.config.load import LoadedScenario, find_data, load_scenario
 from servesim.config.profiles import load_gpu
+from servesim.config.scenario import EngineVersion
+from servesim.config.step_trace import load_requests, load_settings
 from servesim.cost.budget import MemoryBudget
 from servesim.cost.step_time import build_step_time
-from servesim.errors import CalibrationError, Problem
+from servesim.engine.step_trace import Replay, Step, trace_head
+from servesim.errors import CalibrationError, ConfigError, Problem, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +39,7 @@ __all__ = [
     "fit",
     "load",
     "simulate",
+    "trace",
     "validate",
 ]
 
@@ -191,11 +195,13 @@ def simulate(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
+    step_trace: Callable[[Step], None] | None = None,
 ) -> Result:
     """Simulate a scenario: a loaded one, a file or a shipped name.
 
     ``overrides`` are texts like ``"engine.block_size=32"``. Once ``stop()`` is true the simulation ends
-    early and its result is marked as partial. Raises ServesimError for anything its author can mend.
+    early and its result is marked as partial. ``step_trace`` is given every line of a step trace; each step
+    is then computed on its own, so it takes longer. Raises ServesimError for anything its author can mend.
     """
     prepared = _prepare(scenario, overrides)
     total, ended = prepared.workload.num_requests, 0
@@ -206,7 +212,7 @@ def simulate(
         if progress is not None:
             progress(ended, total, now_s)
 
-    return Result(run_prepared(prepared, on_end=on_end, stop=stop))
+    return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
 
 
 def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: Any) -> Comparison:
@@ -219,7 +225,7 @@ def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: A
 def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedScenario, MemoryBudget, int]:
     """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
     prepared = _prepare(scenario, overrides)
-    build_step_time(prepared.model, prepared.gpu, prepared.engine)
+    build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests
 
 
@@ -290,3 +296,31 @@ def calibrate(
     loaded = scenario if isinstance(scenario, LoadedScenario) else load_scenario(scenario, overrides)
     name = f"{loaded.scenario.name}-calibrated"
     return Calibrations({f"{name}.yaml": calibrate_requests(loaded, measured, path.name, name)})
+
+
+def trace(
+    settings: str | Path | Mapping[str, Any],
+    requests: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    version: str = "0.26",
+    blocks: bool = False,
+) -> Iterator[Step]:
+    """The lines of the step trace of a bare scheduler: its settings, every step, a summary.
+
+    ``settings`` and ``requests`` are files (JSON or YAML; JSON lines) or what they hold, as in
+    docs/step_traces.md. ``blocks`` adds block tables and the ids of reclaimed blocks.
+    """
+    versions = get_args(EngineVersion)
+    if version not in versions:
+        hint = f"{did_you_mean(version, versions)} (docs/conformance.md)"
+        raise ConfigError(Problem("unknown vLLM version", got=version, hint=hint))
+    loaded = load_settings(settings)
+    listed = load_requests(requests, loaded.max_model_len)
+    replay = Replay(loaded, listed, cast(EngineVersion, version), blocks=blocks)
+
+    def lines() -> Iterator[Step]:
+        yield trace_head(version, loaded.model_dump(mode="json", exclude_unset=True))
+        yield from replay.steps()
+        yield {"summary": replay.summary}
+
+    return lines()

@@ -39,7 +39,14 @@ Out = Annotated[
 
 @app.command()
 def run(
-    scenario: Scenario, set_: Overrides = None, seed: Seed = None, json: AsJson = False, out: Out = None
+    scenario: Scenario,
+    set_: Overrides = None,
+    seed: Seed = None,
+    json: AsJson = False,
+    out: Out = None,
+    step_trace: Annotated[
+        Path | None, typer.Option(help="Also write what was scheduled in every step to this file.")
+    ] = None,
 ) -> None:
     """Simulate a scenario; print the result and write a report. With --json only --out writes files."""
     from servesim import api
@@ -48,8 +55,8 @@ def run(
     loaded = api.load(scenario, _overrides(set_, seed))
     name = loaded.scenario.name
     with _output(out, name, wanted=out is not None or not json) as write:
-        with _stoppable() as stop, _progress(name) as progress:
-            result = api.simulate(loaded, progress=progress, stop=stop)
+        with _stoppable() as stop, _progress(name) as progress, _step_trace(step_trace) as trace:
+            result = api.simulate(loaded, progress=progress, stop=stop, step_trace=trace)
         _print(result, json)
         if not json:
             typer.echo(warnings_text(result.summary), nl=False)
@@ -102,6 +109,29 @@ def check(scenario: Scenario, set_: Overrides = None, seed: Seed = None) -> None
     )
     for line in startup_lines(memory):
         typer.echo(line)
+
+
+@app.command()
+def trace(
+    settings: Annotated[Path, typer.Option(help="JSON or YAML file with the scheduler's settings.")],
+    requests: Annotated[Path, typer.Option(help="File with one request per line, as JSON.")],
+    version: Annotated[str, typer.Option(help="vLLM version to follow.")] = "0.26",
+    out: Annotated[Path | None, typer.Option(help="File for the trace; stdout when not given.")] = None,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Add block tables.")] = False,
+) -> None:
+    """Run a bare scheduler on a list of requests and write what it schedules in every step."""
+    from servesim import api
+    from servesim.report.step_trace import line
+
+    lines = api.trace(settings, requests, version=version, blocks=blocks)
+    if out is None:
+        for record in lines:
+            typer.echo(line(record), nl=False)
+        return
+    with _step_trace(out) as write:
+        for record in lines:
+            assert write is not None
+            write(record)
 
 
 @app.command("list")
@@ -229,6 +259,19 @@ def _output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[
         typer.echo(f"Wrote {folder}{'/'}{{{','.join(files)}}}", err=True)
 
     yield write
+
+
+@contextmanager
+def _step_trace(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """A writer of step-trace lines, if they are wanted."""
+    if path is None:
+        yield None
+        return
+    from servesim.report.step_trace import trace_file
+
+    with trace_file(path) as write:
+        yield write
+    typer.echo(f"Wrote {path}", err=True)
 
 
 @contextmanager

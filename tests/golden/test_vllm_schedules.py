@@ -5,49 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from vllm_driver import TRACES, Driver, load_case, recorded_steps
+from recordings import CASES, TRACES, recorded_steps, settings_of
+
+from servesim import api
+from step_compare import first_difference
 
 VERSIONS = {"0.22.1": "0.22", "0.26.0": "0.26", "0.33.0": "0.33"}
-CASES = sorted(folder.name for folder in TRACES.iterdir() if folder.is_dir())
-KEYS = (
-    "sched", "total_tokens", "new", "resumed", "preempted", "running", "waiting", "used_blocks", "evicted",
-    "emitted", "finished", "free_after",
-)  # fmt: skip
-BLOCK_KEYS = ("tables", "evicted_ids")  # recorded for all cases but the long ones
 
 
-def modelled(case: str) -> bool:
-    """Speculation is not: docs/limits.md."""
-    settings, _ = load_case(case)
-    return not settings.get("spec")
+def traced(case: str, version: str, **changes: Any) -> list[dict[str, Any]]:
+    """The steps that servesim makes of a recorded workload."""
+    lines = api.trace(
+        settings_of(case) | changes, TRACES / case / "requests.jsonl", version=version, blocks=True
+    )
+    return [line for line in lines if "sched" in line]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("case", [case for case in CASES if modelled(case)])
+@pytest.mark.parametrize("case", CASES)
 def test_every_step_is_vllms(case: str, version: str) -> None:
-    settings, requests = load_case(case)
-    expected = recorded_steps(case, version)
-    actual = list(Driver(settings, requests, VERSIONS[version]).steps())
-    assert_same_steps(actual, expected)
-    assert len(actual) == len(expected)
-
-
-def assert_same_steps(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """Step by step, as far as both go."""
-    for index, (ours, theirs) in enumerate(zip(actual, expected, strict=False)):
-        assert_same_step(index, ours, theirs)
-
-
-def assert_same_step(index: int, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Equal in every recorded key; an absent key and an empty value are the same."""
-    for key in (*KEYS, *(key for key in BLOCK_KEYS if key in theirs)):
-        assert (ours.get(key) or None) == (theirs.get(key) or None), f"step {index}: {key}"
-    assert list(ours["sched"]) == list(theirs["sched"]), f"step {index}: order"
+    steps, recorded = traced(case, VERSIONS[version]), recorded_steps(case, version)
+    assert first_difference(steps, recorded) is None
+    assert [step["start"] for step in steps] == [step.get("start", step["t"]) for step in recorded]
 
 
 def test_the_comparison_sees_a_difference() -> None:
-    settings, requests = load_case("07_preemption")
-    expected = recorded_steps("07_preemption", "0.26.0")
-    actual = list(Driver(settings | {"num_gpu_blocks": 42}, requests, "0.26").steps())
-    with pytest.raises(AssertionError, match="step"):
-        assert_same_steps(actual, expected)
+    changed = traced("07_preemption", "0.26", num_gpu_blocks=42)
+    difference = first_difference(changed, recorded_steps("07_preemption", "0.26.0"))
+    assert difference is not None
+    assert "blocks" in difference

@@ -131,10 +131,15 @@ class CheckedScheduler(Scheduler):
         assert shape.num_sampled <= shape.num_decodes + len(shape.chunks), "4: sampled"
         for state, tokens, before in plan.scheduled:
             assert tokens > 0, "4: nothing scheduled"
-            threshold = limits.long_prefill_token_threshold
+            threshold = self._threshold_in_force()
             assert not threshold or tokens <= threshold, "4: long_prefill_token_threshold"
             if not limits.enable_chunked_prefill and not threshold and state in plan.admitted:
                 assert before + tokens == state.num_tokens, "4: chunked prefill is off"
+
+    def _threshold_in_force(self) -> int:
+        alone = len(self.running) + len(self.waiting) == 1
+        spared = alone and self.rules.threshold_spares_lone_request
+        return 0 if spared else self.limits.long_prefill_token_threshold
 
     def _in_order(self) -> list[RequestState]:
         queue = self.waiting.unordered()
@@ -162,7 +167,7 @@ class CheckedScheduler(Scheduler):
         hit = kv.find_hit(head.sequence, head.num_tokens - 1)
         cached = hit.num_tokens if hit else 0
         lacking = head.num_tokens - cached
-        chunk = min(lacking, limits.long_prefill_token_threshold or lacking)
+        chunk = min(lacking, self._threshold_in_force() or lacking)
         if chunk > left and not limits.enable_chunked_prefill:
             return
         slots = head.num_tokens if limits.scheduler_reserve_full_isl else cached + min(chunk, left)

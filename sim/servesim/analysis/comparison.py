@@ -62,6 +62,7 @@ _ENGINE: tuple[_Figure, ...] = (
     ("Mean step time (ms)", lambda s: s.load.mean_step_s * 1e3),
     ("Preemptions", lambda s: s.load.preemptions),
     ("Prefix cache hit rate (%)", lambda s: s.load.prefix_cache_hit_rate * 100),
+    ("Acceptance length", lambda s: s.speculation.acceptance_length if s.speculation else None),
 )
 _KV: tuple[_Figure, ...] = (
     ("KV pool (tokens)", lambda s: s.kv.fitting_tokens),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from servesim.analysis.distribution import Distribution, distribution, weighted_distribution
 from servesim.analysis.judgement import judge
 from servesim.analysis.run import Run
-from servesim.analysis.summary import KvUse, Load, SloCheck, Summary
+from servesim.analysis.summary import KvUse, Load, SloCheck, Speculation, Summary
 from servesim.analysis.timeline import KV_CLASSES, ExpandedSteps, Timeline, expand_steps, timeline
 from servesim.config.scenario import SloConfig
 from servesim.config.workload import BurstArrivals, ClosedLoopArrivals, GammaArrivals
@@ -95,6 +95,7 @@ def summarise(run: Run) -> Summary:
         queue=distribution(times.queue_s[done]),
         slo=slo,
         load=_load(line, log, column),
+        speculation=_speculation(run),
         kv=_kv_use(run, line),
         memory=run.memory,
         warnings=(),
@@ -197,6 +198,7 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
     queued = of["waiting"] > 0
     busy_s = float(line.duration_s[of["steps"] > 0].sum())
     tokens = of["decodes"] + of["prefill_tokens"]
+    draft_tokens = log.counters.get("spec_decode_num_draft_tokens", 0)
     return Load(
         horizon_s=horizon_s,
         num_steps=num_steps,
@@ -209,11 +211,24 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
         peak_waiting=int(of["waiting"].max(initial=0)),
         mean_step_s=_per(busy_s, num_steps),
         mean_step_decodes=_per(int(of["steps"] @ of["decodes"]), num_steps),
-        mean_step_tokens=_per(int(of["steps"] @ tokens), num_steps),
+        mean_step_tokens=_per(int(of["steps"] @ tokens) + draft_tokens, num_steps),
         preemptions=int(column["preemptions"].sum()),
         preempted_requests=int((column["preemptions"] > 0).sum()),
         prefix_cache_queries=log.counters.get("prefix_cache_queries", 0),
         prefix_cache_hits=log.counters.get("prefix_cache_hits", 0),
+    )
+
+
+def _speculation(run: Run) -> Speculation | None:
+    speculative, counters = run.scenario.engine.speculative, run.log.counters
+    if speculative is None:
+        return None
+    positions = range(speculative.num_speculative_tokens)
+    return Speculation(
+        counters.get("spec_decode_num_drafts", 0),
+        counters.get("spec_decode_num_draft_tokens", 0),
+        counters.get("spec_decode_num_accepted_tokens", 0),
+        tuple(counters.get(f"spec_decode_num_accepted_tokens_pos_{i}", 0) for i in positions),
     )
 
 

@@ -15,8 +15,10 @@ from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_mo
 from servesim.config.scenario import EngineConfig
 from servesim.cost.memory import MemoryBudget, memory_budget
 from servesim.cost.step_time import build_step_time
+from servesim.engine.acceptance import build_acceptance
 from servesim.engine.build import build_scheduler
 from servesim.engine.loop import simulate
+from servesim.engine.step_trace import NotedAcceptance, Step, trace_head, trace_steps
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
 
@@ -34,6 +36,8 @@ class Prepared:
     """Resolved, the engine profile applied."""
     memory: MemoryBudget
     workload: Workload
+    draft: ModelProfile | None = None
+    """The model that drafts, where one does."""
 
 
 def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
@@ -45,10 +49,13 @@ def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepare
     gpu = _profile(load_gpu, loaded.find("gpus", scenario.hardware.gpu))
     model = _profile(load_model, loaded.find("models", scenario.model))
     engine = resolve_engine(profiled_engine(loaded), model, gpu)
-    memory = memory_budget(model, gpu, engine)
+    draft = None
+    if engine.speculative is not None and engine.speculative.draft_model is not None:
+        draft = _profile(load_model, loaded.find("models", engine.speculative.draft_model))
+    memory = memory_budget(model, gpu, engine, draft)
     if workload is None:
         workload = build_workload(scenario.workload, scenario.seed, lambda name: loaded.find("traces", name))
-    return Prepared(loaded, gpu, model, engine, memory, workload)
+    return Prepared(loaded, gpu, model, engine, memory, workload, draft)
 
 
 Loaded = TypeVar("Loaded", GpuProfile, ModelProfile)
@@ -69,17 +76,36 @@ def run_prepared(
     *,
     on_end: Callable[[float], None] = lambda now_s: None,
     stop: Callable[[], bool] = lambda: False,
+    step_trace: Callable[[Step], None] | None = None,
 ) -> Run:
-    """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request."""
-    engine = prepared.engine
-    step_time = build_step_time(prepared.model, prepared.gpu, engine)
+    """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request.
+
+    ``step_trace`` is given every line of a step trace; each step is then computed on its own.
+    """
+    engine, loaded = prepared.engine, prepared.loaded
+    step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
+    accept = None
+    if engine.speculative is not None:
+        law = build_acceptance(
+            engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
+        )
+        accept = NotedAcceptance(law)
+    scheduler = build_scheduler(
+        engine, prepared.memory, step_time.windows, one_by_one=step_trace is not None, accept=accept
+    )
+    resolved = loaded.scenario.model_copy(update={"engine": engine})
+    recorder = None
+    if step_trace is not None:
+        step_trace(trace_head(engine.version, resolved.model_dump(mode="json")))
+        recorder = trace_steps(scheduler, step_trace, accept)
     log = simulate(
         prepared.workload,
-        build_scheduler(engine, prepared.memory, step_time.windows),
+        scheduler,
         step_time,
         pipeline_depth=2 if engine.async_scheduling else 1,
         on_end=on_end,
         stop=stop,
     )
-    resolved = prepared.loaded.scenario.model_copy(update={"engine": engine})
+    if step_trace is not None and recorder is not None:
+        step_trace({"summary": recorder.summary()})
     return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)

@@ -12,7 +12,7 @@ from servesim.analysis.distribution import Distribution
 if TYPE_CHECKING:
     from servesim.cost.memory import MemoryBudget
 
-__all__ = ["KvUse", "Load", "SloCheck", "Summary"]
+__all__ = ["KvUse", "Load", "SloCheck", "Speculation", "Summary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,31 @@ class KvUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """Speculative decoding over a whole run, as vLLM counts it; a draft is one verification of a request."""
+
+    num_drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+    accepted_per_position: tuple[int, ...]
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over proposed tokens; NaN when nothing was proposed."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else math.nan
+
+    @property
+    def acceptance_length(self) -> float:
+        """Mean tokens that a verification yields: the accepted ones and one more."""
+        return 1 + self.accepted_tokens / self.num_drafts if self.num_drafts else math.nan
+
+    @property
+    def position_rates(self) -> tuple[float, ...]:
+        """Share of the verifications in which at least 1, 2, ... tokens were accepted."""
+        return tuple(n / self.num_drafts if self.num_drafts else math.nan for n in self.accepted_per_position)
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything that the result block, the JSON and the comparison of two runs need."""
 
@@ -123,6 +148,8 @@ class Summary:
     queue: Distribution
     slo: tuple[SloCheck, ...]
     load: Load
+    speculation: Speculation | None
+    """None without speculative decoding."""
     kv: KvUse
     memory: MemoryBudget
     warnings: tuple[Warned, ...]

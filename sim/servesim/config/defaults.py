@@ -37,6 +37,10 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
         max_num_batched_tokens = min(max_num_batched_tokens, max_num_seqs * max_model_len)
     if engine.max_num_seqs is None:
         max_num_seqs = min(max_num_seqs, max_num_batched_tokens)
+    speculative = engine.speculative
+    unsaid = "async_scheduling" not in engine.model_fields_set
+    if speculative is not None and unsaid and not speculative.async_by_default(engine.version):
+        engine = engine.model_copy(update={"async_scheduling": False})
     resolved = engine.model_copy(
         update={
             "max_model_len": max_model_len,
@@ -48,6 +52,7 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
         *_limit_problems(resolved, model, max_model_len, max_num_seqs, max_num_batched_tokens),
         *tensor_parallel_problems(model, engine.tensor_parallel_size),
         *_other_parallel_problems(engine, model),
+        *_draft_problems(resolved, max_num_seqs, max_num_batched_tokens),
     ]
     if problems:
         raise ConfigError(problems)
@@ -119,6 +124,24 @@ def _limit_problems(
             )
         )
     return problems
+
+
+def _draft_problems(engine: EngineConfig, max_num_seqs: int, max_num_batched_tokens: int) -> list[Problem]:
+    """Room that drafting needs in a step: vLLM keeps the rows of a draft model free for every sequence."""
+    if engine.speculative is None:
+        return []
+    rows = engine.speculative.draft_rows * max_num_seqs
+    least = max(rows, engine.speculative.num_speculative_tokens) + 1
+    if max_num_batched_tokens >= least:
+        return []
+    return [
+        Problem(
+            "a step has no room for a token beside what drafting takes",
+            path="engine.max_num_batched_tokens",
+            got=f"{max_num_batched_tokens} with max_num_seqs {max_num_seqs}",
+            next_step=f"raise it to at least {least}, or lower engine.max_num_seqs",
+        )
+    ]
 
 
 def tensor_parallel_problems(model: ModelProfile, degree: int) -> list[Problem]:

@@ -105,6 +105,8 @@ _NAMES = (  # values that name a file
     (("hardware", "gpu"), "gpus"),
     (("model",), "models"),
     (("engine", "profile"), "profiles"),
+    (("engine", "speculative", "draft_model"), "models"),
+    (("engine", "speculative", "acceptance", "file"), "traces"),
     (("workload", "trace", "file"), "traces"),
     (("workload", "prompt_tokens", "file"), "traces"),
     (("workload", "output_tokens", "file"), "traces"),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from servesim.config.record import Record, RuleError
+from servesim.config.speculative import SpeculativeConfig
 from servesim.config.weight_formats import Quantization
 from servesim.config.workload import WorkloadConfig
 
@@ -122,7 +123,30 @@ class EngineConfig(Record):
     """Which steps are replayed from CUDA graphs, and whether attention is in them."""
     allocator: Literal["paged", "contiguous-max"] = "paged"
     """paged is vLLM's; contiguous-max reserves max_model_len consecutive slots for every request."""
+    speculative: SpeculativeConfig | None = None
+    """Speculative decoding; empty switches it off."""
     step_time: StepTimeConfig = OperatorStepTime()
+
+    @model_validator(mode="after")
+    def _speculates_as_vllm_can(self) -> EngineConfig:
+        speculative = self.speculative
+        if speculative is None:
+            return self
+        if self.allocator != "paged":
+            raise RuleError(
+                "needs allocator: paged (drafts are put into blocks that are given to requests as they grow)",
+                path=("speculative",),
+                next_step="remove the section, or the allocator",
+            )
+        asked = "async_scheduling" in self.model_fields_set and self.async_scheduling
+        if asked and not speculative.can_be_async:
+            raise RuleError(
+                f"is not possible with {speculative.method}: vLLM makes its drafts on the host, from tokens "
+                "that the next step would have to wait for",
+                path=("async_scheduling",),
+                next_step="leave async_scheduling out, or set it to false",
+            )
+        return self
 
 
 class SloConfig(Record):

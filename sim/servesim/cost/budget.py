@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig
+from servesim.cost.drafter import drafter_memory
 from servesim.cost.kv_groups import KvLayout, kv_layout
 from servesim.cost.memory_parts import memory_parts
 
@@ -60,24 +61,28 @@ def is_sound(budget: MemoryBudget, engine: EngineConfig) -> bool:
     return budget.kv_layout.blocks_per_request(engine.max_model_len) <= budget.num_gpu_blocks - 1
 
 
-def unchecked_budget(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> MemoryBudget:
+def unchecked_budget(
+    model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, draft: ModelProfile | None = None
+) -> MemoryBudget:
     """The budget whether or not it can serve a request; a shortage shows as fewer than two blocks."""
     if engine.max_model_len is None:
         raise ValueError("the engine is not resolved: call config.defaults.resolve_engine first")
     parts, layout = memory_parts(model, gpu, engine), kv_layout(model, engine)
+    drafter = drafter_memory(model, engine, draft)
+    block_bytes = layout.block_bytes + layout.block_size * drafter.token_bytes
     overridden = ""
-    kv_cache_bytes = max(0, parts.requested_bytes - parts.used_bytes)
+    kv_cache_bytes = max(0, parts.requested_bytes - parts.used_bytes - drafter.weights_bytes)
     if engine.num_gpu_blocks_override is not None:
         overridden = "num_gpu_blocks_override"
-        kv_cache_bytes = engine.num_gpu_blocks_override * layout.block_bytes
+        kv_cache_bytes = engine.num_gpu_blocks_override * block_bytes
     elif engine.kv_cache_memory_bytes is not None:
         overridden = "kv_cache_memory_bytes"
         kv_cache_bytes = engine.kv_cache_memory_bytes
-    num_blocks = kv_cache_bytes // layout.page_bytes // layout.layers_per_group
+    num_blocks = kv_cache_bytes // block_bytes
     return MemoryBudget(
         total_bytes=parts.total_bytes,
         requested_bytes=parts.requested_bytes,
-        weights_bytes=parts.weights_bytes,
+        weights_bytes=parts.weights_bytes + drafter.weights_bytes,
         activation_peak_bytes=parts.activation_peak_bytes,
         non_torch_bytes=parts.non_torch_bytes,
         cuda_graphs_bytes=parts.cuda_graphs_bytes,
@@ -92,6 +97,8 @@ def unchecked_budget(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig)
     )
 
 
-def fits(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> bool:
+def fits(
+    model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, draft: ModelProfile | None = None
+) -> bool:
     """Whether ``engine`` could start, its model being split evenly over its GPUs."""
-    return is_sound(unchecked_budget(model, gpu, engine), engine)
+    return is_sound(unchecked_budget(model, gpu, engine, draft), engine)

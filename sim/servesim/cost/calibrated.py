@@ -31,6 +31,11 @@ class CalibratedLaw:
         """The distinct attention windows of the model's layers (None: full attention)."""
         return self._gpu.windows
 
+    @property
+    def context_slopes_s(self) -> tuple[float, ...]:
+        """GPU seconds per KV token that a decode attends to, by window."""
+        return tuple(self._factor * slope_s for slope_s in self._gpu.context_slopes_s)
+
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, host time included."""
         one = AffineSteps(self.gpu_s(shape), 0.0, 1)

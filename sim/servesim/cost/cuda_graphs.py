@@ -20,8 +20,8 @@ _PIECEWISE_LAUNCHES_PER_LAYER = 3  # one graph, writing the KV cache, attention;
 def captured_sizes(gpu: GpuProfile, engine: EngineConfig) -> tuple[int, ...]:
     """Token counts that vLLM captures for this engine, ascending; none when it runs eagerly.
 
-    1, 2, 4, then every 8 below 256 and every 16 above, up to the least of 2 * max_num_seqs, 512 and
-    max_num_batched_tokens.
+    1, 2, 4, then every 8 below 256 and every 16 above, up to the least of 2 * max_num_seqs * tokens of a
+    decode (1 and its drafts), 512 and max_num_batched_tokens.
     Source: vLLM 0.26 and 0.33, default cudagraph capture sizes.
     """
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
@@ -29,8 +29,11 @@ def captured_sizes(gpu: GpuProfile, engine: EngineConfig) -> tuple[int, ...]:
     if engine.enforce_eager or engine.cudagraph_mode == "none":
         return ()
     blackwell = engine.version == "0.33" and gpu.architecture == "blackwell"
+    decode_tokens = 1 + (engine.speculative.num_speculative_tokens if engine.speculative else 0)
     largest = min(
-        2 * engine.max_num_seqs, _LARGEST_BLACKWELL if blackwell else _LARGEST, engine.max_num_batched_tokens
+        2 * engine.max_num_seqs * decode_tokens,
+        _LARGEST_BLACKWELL if blackwell else _LARGEST,
+        engine.max_num_batched_tokens,
     )
     sizes = {size for size in (1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)) if size <= largest}
     if largest == engine.max_num_batched_tokens:

@@ -77,6 +77,11 @@ class OperatorLaw:
         """The distinct attention windows of the model's layers (None: full attention)."""
         return self._shard.windows
 
+    @property
+    def context_slopes_s(self) -> tuple[float, ...]:
+        """Seconds that one more KV token of context adds to a decode step, by attention window."""
+        return self._slopes_s
+
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, host time included."""
         gpu_s, num_sequences = self.gpu_s(shape), shape.num_decodes + len(shape.chunks)

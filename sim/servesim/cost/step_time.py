@@ -19,18 +19,20 @@ class StepShape(NamedTuple):
     ``decode_context_tokens[i]`` is the sum, over the sequences that decode, of the KV tokens each attends
     to (its new token included) under attention window ``StepTime.windows[i]``.
     ``chunks`` are the prefill pieces as (new tokens, KV tokens already cached before them).
-    ``num_sampled`` is the number of sequences that yield a token.
+    ``num_sampled`` is the number of tokens whose successor is sampled: rows of the LM head.
+    ``num_draft_tokens`` are drafts that the decodes verify, beside one token each (speculative decoding).
     """
 
     num_decodes: int
     decode_context_tokens: tuple[int, ...]
     chunks: tuple[tuple[int, int], ...]
     num_sampled: int
+    num_draft_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the step: rows of the fused matrix products."""
-        return self.num_decodes + sum(tokens for tokens, _ in self.chunks)
+        return self.num_decodes + self.num_draft_tokens + sum(tokens for tokens, _ in self.chunks)
 
 
 class AffineSteps(NamedTuple):
@@ -67,18 +69,23 @@ class StepTime(Protocol):
         ...
 
 
-def build_step_time(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> StepTime:
+def build_step_time(
+    model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, draft: ModelProfile | None = None
+) -> StepTime:
     """The law that ``engine.step_time`` names; ``engine`` must be resolved (config.defaults.resolve_engine).
 
+    ``draft`` is the profile of the draft model, where the engine speculates with one. The linear law counts
+    drafts as tokens and knows no time of drafting.
     Raises ConfigError when the GPU lacks coefficients that the law needs.
     """
     # The laws build on the records above, so they can only be imported once those exist.
     from servesim.cost.calibrated import CalibratedLaw
     from servesim.cost.linear import LinearLaw
     from servesim.cost.operators import OperatorLaw
+    from servesim.cost.speculative import SpeculativeLaw
 
     if isinstance(engine.step_time, LinearStepTime):
         return LinearLaw(engine.step_time)
-    if engine.step_time.gpu_time_factor != 1.0 or engine.step_time.bandwidth_factor != 1.0:
-        return CalibratedLaw(model, gpu, engine)
-    return OperatorLaw(model, gpu, engine)
+    factored = engine.step_time.gpu_time_factor != 1.0 or engine.step_time.bandwidth_factor != 1.0
+    law = CalibratedLaw(model, gpu, engine) if factored else OperatorLaw(model, gpu, engine)
+    return law if engine.speculative is None else SpeculativeLaw(law, model, gpu, engine, draft)

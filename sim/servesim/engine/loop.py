@@ -173,6 +173,7 @@ class Engine:
             "prefix_cache_queries": scheduler.prefix_cache_queries,
             "prefix_cache_hits": scheduler.prefix_cache_hits,
             "evicted_blocks": scheduler.kv.evictions,
+            **scheduler.counters(),
         }
 
     def _serve(self) -> Process:
@@ -298,7 +299,7 @@ class Engine:
         self._log.steps.append(
             flight.begun_s, flight.row_first_s, flight.growth_s,
             flight.done, shape.num_decodes, len(shape.chunks), sum([tokens for tokens, _ in shape.chunks]),
-            shape.decode_context_tokens[0], shape.num_sampled, itl_samples,
+            shape.decode_context_tokens[0], shape.num_sampled - plan.num_discarded, itl_samples,
             plan.running - plan.num_draining, plan.waiting, len(plan.preempted),
             *flight.usage, *flight.end_usage,
         )  # fmt: skip

@@ -43,6 +43,12 @@ class Scheduler:
     requests together; the schedule is the same, only slower to find.
     """
 
+    # Only speculative decoding (engine/speculation.py) has other values.
+    _lookahead_slots = 0  # allocated beyond the scheduled tokens of a running request
+    _admission_slots = 0  # the same at admission
+    _draft_rows = 0  # tokens of the step's budget that drafting takes per scheduled request
+    _hash_lookahead_tokens = 0  # tokens behind a block that its hash covers
+
     def __init__(
         self,
         limits: SchedulerLimits,
@@ -71,6 +77,7 @@ class Scheduler:
         self._committed_s = 0.0
         self._num_admissions = 0
         self._outputs_are_shared = False
+        self._threshold = limits.long_prefill_token_threshold
 
     def add(self, request: Request) -> RequestState:
         """Take a request in; refused when its prompt leaves no room for an output token, as vLLM does."""
@@ -88,6 +95,9 @@ class Scheduler:
     def plan(self) -> Plan | None:
         """Schedule the next step; None when there is nothing to do."""
         self.news = False
+        if self.rules.threshold_spares_lone_request:
+            alone = len(self.running) + len(self.waiting) < 2
+            self._threshold = 0 if alone else self.limits.long_prefill_token_threshold
         self._form_group()
         chunks = self._chunks_beside_group()
         plan = Plan(self.step, len(self.group))
@@ -174,8 +184,8 @@ class Scheduler:
         self._committed_step += steps
         self._committed_s = now_s
         contiguous, gaps = plan.group_size, []
-        for request, _, _ in plan.scheduled:
-            request.num_in_flight_tokens = 0
+        for request, tokens, _ in plan.scheduled:
+            request.num_in_flight_tokens -= tokens
         for request in plan.yielding:
             request.num_output_tokens += 1
             request.num_placeholders -= 1
@@ -191,6 +201,10 @@ class Scheduler:
         if plan.finishing:
             self._retire(plan.finishing)
         return contiguous, gaps
+
+    def counters(self) -> dict[str, int]:
+        """Totals that only some ways of scheduling have."""
+        return {}
 
     def usage(self) -> Usage:
         """The KV pool by class, as scheduled so far."""
@@ -303,12 +317,11 @@ class Scheduler:
         if request.num_computed_tokens >= request.final_slots:
             return 0
         want = request.num_tokens + request.num_placeholders - request.num_computed_tokens
-        threshold = self.limits.long_prefill_token_threshold
-        return threshold if 0 < threshold < want else want
+        return self._threshold if 0 < self._threshold < want else want
 
     def _schedule_running(self, plan: Plan) -> int:
         """vLLM's first loop: every running request in turn; returns the tokens left."""
-        budget = self.limits.max_num_batched_tokens
+        budget = self.limits.max_num_batched_tokens - self._draft_rows
         queue, index = list(self.running), 0
         while index < len(queue) and budget > 0:
             request = queue[index]
@@ -316,26 +329,31 @@ class Scheduler:
             if want <= 0:
                 index += 1
                 continue
-            slots, alive = request.num_computed_tokens + want, True
+            slots, alive = self._slots(request.num_computed_tokens + want), True
             self.kv.release(request.sequence, request.num_computed_tokens - request.num_in_flight_tokens)
             while alive and (
                 self.kv.num_blocks_needed(request.sequence, slots, None) > self.kv.num_free_blocks
             ):
                 victim = self._victim(queue)
-                queue.remove(victim)
+                place = queue.index(victim)
+                del queue[place]
                 returned = self._unschedule(plan, victim)
-                if returned:
-                    budget += returned
+                budget += returned
+                if returned or (place < index and self.rules.victim_never_hides_next):
                     index -= 1
                 self._preempt(plan, victim)
                 alive = victim is not request
             if alive:
                 self._schedule(plan, request, want)
-                budget -= want
+                budget -= want + self._draft_rows
                 index += 1
             elif not self.rules.self_preemption_continues:
                 break
         return budget
+
+    def _slots(self, tokens: int) -> int:
+        """KV slots that a running request must have to compute up to ``tokens`` tokens."""
+        return min(tokens + self._lookahead_slots, self.limits.max_model_len)
 
     def _victim(self, queue: list[RequestState]) -> RequestState:
         if not self.limits.priority_policy:
@@ -363,8 +381,9 @@ class Scheduler:
 
     def _schedule(self, plan: Plan, request: RequestState, tokens: int) -> None:
         before = request.num_computed_tokens
-        self.kv.allocate(request.sequence, before + tokens, None)
-        self.kv.cache(request.sequence, min(before + tokens, request.num_tokens))
+        self.kv.allocate(request.sequence, self._slots(before + tokens), None)
+        hashed = request.num_tokens - self._hash_lookahead_tokens
+        self.kv.cache(request.sequence, min(before + tokens, hashed))
         plan.scheduled.append((request, tokens, before))
 
     # ---- admission -----------------------------------------------------------------------------
@@ -383,24 +402,36 @@ class Scheduler:
                 self.prefix_cache_queries += total
                 self.prefix_cache_hits += cached
             want = total - cached
-            if 0 < limits.long_prefill_token_threshold < want:
-                want = limits.long_prefill_token_threshold
+            padding = self._padding(plan, want, cached)
+            want += padding
+            if padding and want > budget:
+                return self._wait(plan, request, hit)
+            if 0 < self._threshold < want:
+                want = self._threshold
             if not limits.enable_chunked_prefill and want > budget:
                 return self._wait(plan, request, hit)
             want = min(want, budget)
+            slots = min(cached + want + self._admission_slots, limits.max_model_len)
             free = kv.num_free_blocks - (limits.watermark_blocks if self.running else 0)
             if (
                 limits.scheduler_reserve_full_isl
                 and kv.num_blocks_to_admit(request.sequence, total, hit) > free
-            ) or kv.num_blocks_needed(request.sequence, cached + want, hit) > free:
+            ) or kv.num_blocks_needed(request.sequence, slots, hit) > free:
                 return self._wait(plan, request, hit)
             self.waiting.popleft()
-            kv.allocate(request.sequence, cached + want, hit)
-            kv.cache(request.sequence, min(cached + want, total))
+            kv.allocate(request.sequence, slots, hit)
+            kv.cache(request.sequence, min(cached + want, total - self._hash_lookahead_tokens))
             self._start(plan, request, cached)
             plan.scheduled.append((request, want, cached))
-            budget -= want
+            if padding:
+                plan.drafts[request] = padding
+                plan.padded.append(request)
+            budget -= want + self._draft_rows
         return True
+
+    def _padding(self, plan: Plan, want: int, cached: int) -> int:
+        """Placeholder drafts with which a request is admitted."""
+        return 0
 
     def _wait(self, plan: Plan, request: RequestState, hit: PrefixHit | None) -> bool:
         """The head of the queue stays there; returns whether its next look-ups will find the same."""
@@ -436,6 +467,9 @@ class Scheduler:
         draining = [r for flying in self._in_flight for r in flying.finishing if r.status is Status.RUNNING]
         plan.num_draining = len(draining)
         self._in_flight.append(plan)
+        self._advance(plan)
+
+    def _advance(self, plan: Plan) -> None:
         decodes, chunks = plan.group_size, []
         contexts = list(plan.shape.decode_context_tokens) if plan.together else [0] * len(self._windows)
         for request, tokens, before in plan.scheduled:
@@ -446,7 +480,7 @@ class Scheduler:
             else:
                 chunks.append((tokens, before))
             computed = request.num_computed_tokens = before + tokens
-            request.num_in_flight_tokens = tokens
+            request.num_in_flight_tokens += tokens
             if computed >= request.num_tokens + request.num_placeholders:
                 self._expect_token(plan, request)
         plan.shape = StepShape(decodes, tuple(contexts), tuple(chunks), plan.group_size + len(plan.yielding))
@@ -473,11 +507,15 @@ class Scheduler:
             self.waiting.remove(request)
         else:
             del self.running[request], self._loose[request]
-            self.kv.cache(request.sequence, request.num_computed_tokens)
+            self._cache_at_end(request)
             self.kv.free(request.sequence)
         request.num_output_tokens = request.output_limit
         complete = request.output_limit == request.request.output_tokens
         request.status = Status.FINISHED_STOP if complete else Status.FINISHED_LENGTH
+
+    def _cache_at_end(self, request: RequestState) -> None:
+        """Make the last full blocks of a request that has ended hit-able."""
+        self.kv.cache(request.sequence, request.num_computed_tokens)
 
 
 def _admission(request: RequestState) -> int:

@@ -38,13 +38,16 @@ class RequestState:
         "final_waste",
         "first_token_s",
         "grouped",
+        "is_prefill_chunk",
         "joined_step",
         "num_computed_tokens",
+        "num_draft_tokens",
         "num_in_flight_tokens",
         "num_output_tokens",
         "num_placeholders",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_slots",
         "offset",
         "output_limit",
         "planned_step",
@@ -66,6 +69,9 @@ class RequestState:
         self.num_output_tokens = 0
         self.num_in_flight_tokens = 0  # scheduled, output not processed; kept one by one only
         self.num_placeholders = 0
+        self.num_draft_tokens = 0  # proposed, waiting to be verified; this and the next two: speculation
+        self.num_slots = 0  # most KV slots asked for since the last admission
+        self.is_prefill_chunk = False  # its last step computed a part of the tokens it had
         self.num_preemptions = 0
         self.cached_tokens = -1  # not looked up yet
         self.grouped = False
@@ -100,6 +106,8 @@ class Plan:
     vLLM's order; ``group_size`` more decode together. ``yielding`` are those of ``scheduled`` whose token
     comes out; ``finishing`` are requests whose last token the plan's last step yields.
     ``running`` counts, as vLLM does, also ``num_draining`` whose last token is in an earlier step.
+    ``drafts`` counts the draft tokens among those scheduled, by request; those of a request in ``padded`` are
+    mere placeholders. ``num_discarded`` are sampled tokens that came to nothing, known once committed.
     ``lookup`` is the prefix-cache look-up (tokens, hits) of a waiting request that did not fit.
 
     The values in the class are those of a step of the decode group alone; its lists stay empty.
@@ -111,6 +119,9 @@ class Plan:
     yielding: list[RequestState] = []  # noqa: RUF012
     admitted: list[RequestState] = []  # noqa: RUF012
     preempted: list[RequestState] = []  # noqa: RUF012
+    drafts: dict[RequestState, int] = {}  # noqa: RUF012
+    padded: list[RequestState] = []  # noqa: RUF012
+    num_discarded = 0
     num_draining = 0
     lookup = (0, 0)
     running: int

@@ -32,12 +32,21 @@ class GroupedKVCache:
         enable_prefix_caching: bool,
         blank_blocks_first: bool = True,
         track_ids: bool = False,
+        hash_lookahead_tokens: int = 0,
+        drop_last_hit: bool = False,
     ) -> None:
         self.pool = BlockPool(num_blocks, blank_blocks_first=blank_blocks_first, track_ids=track_ids)
         self.block_size = self.growth_block_size = block_size
         self._caching = enable_prefix_caching
+        self._drop_last_hit = drop_last_hit
         self._groups = [
-            PagedKVCache(num_blocks, block_size, enable_prefix_caching=enable_prefix_caching, pool=self.pool)
+            PagedKVCache(
+                num_blocks,
+                block_size,
+                enable_prefix_caching=enable_prefix_caching,
+                pool=self.pool,
+                hash_lookahead_tokens=hash_lookahead_tokens,
+            )
             if window is None
             else SlidingKVCache(
                 self.pool,
@@ -46,12 +55,14 @@ class GroupedKVCache:
                 in_flight_tokens=in_flight_tokens,
                 max_model_len=max_model_len,
                 enable_prefix_caching=enable_prefix_caching,
+                hash_lookahead_tokens=hash_lookahead_tokens,
             )
             for window in windows
         ]
         # Groups of one window must hit together; full attention is looked up first.
         distinct = sorted(dict.fromkeys(windows), key=lambda window: window is not None)
         self._families = [[i for i, w in enumerate(windows) if w == window] for window in distinct]
+        self._full_families = {i for i, window in enumerate(distinct) if window is None}  # looked up once
 
     @property
     def num_free_blocks(self) -> int:
@@ -78,10 +89,19 @@ class GroupedKVCache:
         if not self._caching:
             return None
         length = num_tokens
+        dropped: set[int] = set()  # families that have given up their last block at the present length
         while True:
             candidate = length
-            for family in self._families:
-                candidate = self._family_length(family, sequence, candidate)
+            for index, family in enumerate(self._families):
+                drops = self._drop_last_hit and index not in dropped
+                limit = min(candidate + self.block_size, num_tokens) if drops else candidate
+                found = min(self._family_length(family, sequence, limit, drops), candidate)
+                if drops:
+                    dropped.add(index)
+                elif found < candidate:
+                    dropped.clear()
+                    dropped.update(self._full_families)
+                candidate = found
             if candidate >= length:
                 break
             length = candidate
@@ -89,11 +109,13 @@ class GroupedKVCache:
         evictable = sum(hit.num_evictable for hit in hits)
         return PrefixHit(hits[0].num_tokens, hits[0].num_blocks, evictable, hits)
 
-    def _family_length(self, family: list[int], sequence: GroupedSequence, num_tokens: int) -> int:
+    def _family_length(
+        self, family: list[int], sequence: GroupedSequence, num_tokens: int, drops: bool
+    ) -> int:
         first = self._groups[family[0]]
         if not isinstance(first, SlidingKVCache):
             lengths = [self._hit(i, sequence[i], num_tokens).num_tokens for i in family]
-            return min(lengths)
+            return max(min(lengths) - drops * self.block_size, 0)
         blocks = num_tokens // self.block_size
         found = []
         for i in family:
@@ -101,7 +123,7 @@ class GroupedKVCache:
             assert isinstance(group, SlidingKVCache)
             found.append(group.copies(sequence[i], blocks))
         everywhere = [all_found[0] if all(all_found) else None for all_found in zip(*found, strict=True)]
-        return longest_run(everywhere, first.blocks_for_hit) * self.block_size
+        return max(longest_run(everywhere, first.blocks_for_hit + drops) - drops, 0) * self.block_size
 
     def _hit(self, index: int, part: PagedSequence, num_tokens: int) -> PrefixHit:
         group = self._groups[index]

@@ -195,6 +195,8 @@ class PagedKVCache:
         blank_blocks_first: bool = True,
         track_ids: bool = False,
         pool: BlockPool | None = None,
+        hash_lookahead_tokens: int = 0,
+        drop_last_hit: bool = False,
     ) -> None:
         self.block_size = block_size
         self.pool = pool or BlockPool(num_blocks, blank_blocks_first=blank_blocks_first, track_ids=track_ids)
@@ -202,6 +204,8 @@ class PagedKVCache:
         self.num_null_blocks = 0
         self._caching = enable_prefix_caching
         self._tree = ContentTree()
+        self._lookahead = hash_lookahead_tokens  # tokens behind a block that its identity covers
+        self._drop_last_hit = drop_last_hit
 
     @property
     def growth_block_size(self) -> int:
@@ -238,13 +242,20 @@ class PagedKVCache:
         """Longest run of cached blocks from the start, within ``num_tokens``."""
         if not self._caching:
             return None
-        limit, block, evictable = num_tokens // self.block_size, 0, 0
+        hit = self.find_blocks(sequence, num_tokens // self.block_size)
+        if self._drop_last_hit and hit.num_blocks:
+            return self.find_blocks(sequence, hit.num_blocks - 1)
+        return hit
+
+    def find_blocks(self, sequence: PagedSequence, limit: int) -> PrefixHit:
+        """The longest run of cached blocks from the start, of at most ``limit`` blocks."""
+        block, evictable = 0, 0
         pieces: list[tuple[Node, int, int]] = []
         path = sequence.path
         for index, node in enumerate(path):
             end = limit
             if index + 1 < len(path):
-                end = min(end, path[index + 1].start // self.block_size)
+                end = min(end, (path[index + 1].start - self._lookahead) // self.block_size)
             while block < end:
                 extent = first_copy(node, block)
                 if extent is None:
@@ -293,9 +304,9 @@ class PagedKVCache:
         while sequence.num_cached < full:
             low, high = sequence.num_cached, full
             while sequence.cursor + 1 < len(path):
-                next_start = path[sequence.cursor + 1].start // self.block_size
-                if next_start > low:
-                    high = min(high, next_start)
+                next_low = (path[sequence.cursor + 1].start - self._lookahead) // self.block_size
+                if next_low > low:
+                    high = min(high, next_low)
                     break
                 sequence.cursor += 1
             size = high - low

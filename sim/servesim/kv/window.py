@@ -25,8 +25,15 @@ class SlidingKVCache(PagedKVCache):
         in_flight_tokens: int,
         max_model_len: int,
         enable_prefix_caching: bool,
+        hash_lookahead_tokens: int = 0,
     ) -> None:
-        super().__init__(pool.num_blocks, block_size, enable_prefix_caching=enable_prefix_caching, pool=pool)
+        super().__init__(
+            pool.num_blocks,
+            block_size,
+            enable_prefix_caching=enable_prefix_caching,
+            pool=pool,
+            hash_lookahead_tokens=hash_lookahead_tokens,
+        )
         self.window = window
         kept = min(window - 1 + in_flight_tokens, max_model_len)
         self._most_blocks = -(-kept // block_size) + 1  # neither end need be at a block's edge
@@ -48,7 +55,7 @@ class SlidingKVCache(PagedKVCache):
         for index, node in enumerate(path):
             end = num_blocks
             if index + 1 < len(path):
-                end = min(end, path[index + 1].start // self.block_size)
+                end = min(end, (path[index + 1].start - self._lookahead) // self.block_size)
             found += [first_copy(node, block) for block in range(len(found), end)]
         return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from servesim.analysis.comparison import compare_summaries
 from servesim.analysis.distribution import PERCENTILES, Distribution
-from servesim.analysis.summary import Summary
+from servesim.analysis.summary import Speculation, Summary
 from servesim.report.words import memory_parts
 
 __all__ = ["comparison_json", "result", "to_json"]
@@ -54,6 +54,7 @@ def result(summary: Summary) -> dict[str, Any]:
             "max_output_tokens_per_s": summary.max_output_tokens_per_s,
             "max_concurrent_requests": summary.max_concurrent_requests,
             **{key: value for name, of in latencies.items() for key, value in _latency(name, of).items()},
+            **_speculation(summary.speculation),
             **_ours(summary),
         }
     )
@@ -64,6 +65,20 @@ def _latency(name: str, of: Distribution) -> dict[str, float]:
     figures = {"mean": of.mean_s, "median": of.median_s, "std": of.std_s}
     figures |= {f"p{percentile}": getattr(of, f"p{percentile}_s") for percentile in PERCENTILES}
     return {f"{figure}_{name}_ms": value_s * 1e3 for figure, value_s in figures.items()}
+
+
+def _speculation(of: Speculation | None) -> dict[str, Any]:
+    """vLLM's keys; its acceptance rate is in percent, those by position are shares."""
+    if of is None:
+        return {}
+    return {
+        "spec_decode_acceptance_rate": of.acceptance_rate * 100,
+        "spec_decode_acceptance_length": of.acceptance_length,
+        "spec_decode_num_drafts": of.num_drafts,
+        "spec_decode_draft_tokens": of.draft_tokens,
+        "spec_decode_accepted_tokens": of.accepted_tokens,
+        "spec_decode_per_position_acceptance_rates": list(of.position_rates),
+    }
 
 
 def _ours(summary: Summary) -> dict[str, Any]:

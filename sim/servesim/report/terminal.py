@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from servesim.analysis.comparison import Difference, compare_summaries
 from servesim.analysis.distribution import Distribution
-from servesim.analysis.summary import Summary
+from servesim.analysis.summary import Speculation, Summary
 from servesim.analysis.timeline import KV_CLASSES
 from servesim.report.words import KV_LABELS, LATENCY_TITLES, change, memory_parts, verdict
 from servesim.units import GIB, format_share
@@ -71,6 +71,8 @@ def _benchmark(summary: Summary) -> Iterator[str]:
     yield _line("Total token throughput (tok/s):", summary.total_token_throughput)
     for name, title in LATENCY_TITLES.items():
         yield from _latency(title, name.upper(), getattr(summary, name))
+    if summary.speculation is not None:
+        yield from _speculation(summary.speculation)
     for check in summary.slo:
         label = f"SLO P99 {check.metric.upper()} <= {check.limit_s * 1e3:g} ms:"
         yield _line(label, f"{verdict(check)} ({format_share(check.within)} within)")
@@ -82,6 +84,18 @@ def _latency(title: str, short: str, of: Distribution) -> Iterator[str]:
     yield _line(f"Median {short} (ms):", of.median_s * 1e3)
     yield _line(f"P90 {short} (ms):", of.p90_s * 1e3)
     yield _line(f"P99 {short} (ms):", of.p99_s * 1e3)
+
+
+def _speculation(of: Speculation) -> Iterator[str]:
+    yield _head("Speculative Decoding", "-")
+    yield _line("Acceptance rate (%):", of.acceptance_rate * 100)
+    yield _line("Acceptance length:", of.acceptance_length)
+    yield _line("Drafts:", of.num_drafts)
+    yield _line("Draft tokens:", of.draft_tokens)
+    yield _line("Accepted tokens:", of.accepted_tokens)
+    yield "Per-position acceptance (%):"
+    for position, rate in enumerate(of.position_rates):
+        yield _line(f"  Position {position}:", rate * 100)
 
 
 def _engine(summary: Summary) -> Iterator[str]:

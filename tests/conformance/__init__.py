@@ -1,0 +1,1 @@
+"""Random workloads through servesim and through vLLM's own scheduler; see docs/conformance.md."""
