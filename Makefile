@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 VLLM ?= 0.26.0
 WORKLOADS ?= 2000
 SEED ?= 1
-SPECULATION ?= no
+SPECULATION ?= mixed
 
 .PHONY: demo test check pytest validate conformance wheel clean
 .DEFAULT_GOAL := demo

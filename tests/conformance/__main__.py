@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--vllm", default="0.26.0", help="release to compare with (default: %(default)s)")
     parser.add_argument("--workloads", type=int, default=2000, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the workloads (default: %(default)s)")
-    parser.add_argument("--speculation", choices=SPECULATION, default="no", help="speculative decoding")
+    parser.add_argument("--speculation", choices=SPECULATION, default="mixed", help="speculative decoding")
     parser.add_argument("--python", type=Path, help="of an environment that has this vLLM already")
     return parser.parse_args()
 

@@ -313,11 +313,12 @@ def _scheduler(
 ) -> Scheduler:
     rules, spec = RULES[version], settings.spec
     eagle = spec is not None and spec.mode == "eagle"
+    steps_in_flight = 2 if settings.async_scheduling and rules.windows_wait_for_output else 1
     kv = GroupedKVCache(
         settings.num_gpu_blocks,
         settings.block_size,
         settings.windows,
-        in_flight_tokens=settings.max_num_batched_tokens * (2 if settings.async_scheduling else 1),
+        in_flight_tokens=settings.max_num_batched_tokens * steps_in_flight,
         max_model_len=settings.max_model_len,
         enable_prefix_caching=settings.enable_prefix_caching,
         blank_blocks_first=rules.blank_blocks_first,

@@ -23,6 +23,9 @@ class Rules(NamedTuple):
     the victim's turn was over without tokens (its last one was on its way)."""
     threshold_spares_lone_request: bool = False
     """long_prefill_token_threshold does not bind while there is no second request."""
+    windows_wait_for_output: bool = True
+    """Blocks that have left a sliding window are freed when the output of their step has been processed, not
+    before, and admission counts the tokens of all steps in flight; matters with async scheduling only."""
     lookahead_at_admission: bool = False
     """Speculation: lookahead slots are allocated from a request's first chunk on, not from its second."""
     pads_new_decodes: bool = False
@@ -37,7 +40,12 @@ class Rules(NamedTuple):
     """Speculation: accepted tokens become hit-able when their output is processed, in sync mode too."""
 
 
-_OLDEST = Rules(blank_blocks_first=False, has_watermark=False, self_preemption_continues=False)
+_OLDEST = Rules(
+    blank_blocks_first=False,
+    has_watermark=False,
+    self_preemption_continues=False,
+    windows_wait_for_output=False,
+)
 
 RULES: dict[EngineVersion, Rules] = {
     "0.6": _OLDEST,  # the oldest rules that are verified stand in for these three
