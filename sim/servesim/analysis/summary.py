@@ -86,7 +86,7 @@ class KvUse:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """Speculative decoding over the whole run, as vLLM counts it; a draft is one verification of a request."""
+    """Speculative decoding over the run, as vLLM counts it: a draft is one verification of a request."""
 
     num_drafts: int
     draft_tokens: int

@@ -110,8 +110,8 @@ class EngineConfig(Record):
         asked = "async_scheduling" in self.model_fields_set and self.async_scheduling
         if asked and not speculative.can_be_async:
             raise RuleError(
-                f"is not possible with {speculative.method}: vLLM makes its drafts on the host, from tokens that "
-                "the next step would have to wait for",
+                f"is not possible with {speculative.method}: vLLM makes its drafts from tokens that the host "
+                "has read, so the next step would have to wait",
                 path=("async_scheduling",),
                 next_step="leave async_scheduling out, or set it to false",
             )

@@ -96,7 +96,8 @@ class SpeculativeScheduler(Scheduler):
 
     def _schedule(self, plan: Plan, request: RequestState, tokens: int) -> None:
         super()._schedule(plan, request, tokens)
-        request.num_slots = self._slots(request.num_computed_tokens + tokens)
+        slots = self._slots(request.num_computed_tokens + tokens)
+        request.num_slots = max(request.num_slots, slots)  # what a rejection leaves unused is kept
         if request.num_draft_tokens:
             drafts = tokens + request.num_computed_tokens - request.num_tokens - request.num_placeholders
             if drafts > 0:
