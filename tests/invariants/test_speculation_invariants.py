@@ -92,8 +92,15 @@ def serve(case: Case, speculation: Speculation, accept: Any) -> tuple[CheckedSpe
 
 
 def roomy(case: Case) -> Case:
-    """A pool that holds one longest request with its lookahead, and a budget for one decode with drafts."""
-    limits = case.limits._replace(max_num_batched_tokens=case.limits.max_num_batched_tokens + 8)
+    """A pool for one longest request with its lookahead, and limits that leave a decode its drafts.
+
+    A threshold that cuts the padding of a new decode makes vLLM take back drafts that it never computed.
+    """
+    threshold = case.limits.long_prefill_token_threshold
+    limits = case.limits._replace(
+        max_num_batched_tokens=case.limits.max_num_batched_tokens + 8,
+        long_prefill_token_threshold=threshold and threshold + 5,
+    )
     return replace(case, num_blocks=case.num_blocks + -(-12 // case.block_size), limits=limits)
 
 

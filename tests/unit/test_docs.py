@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -225,27 +224,25 @@ def test_the_check_of_excerpts_sees_an_old_figure() -> None:
 # ---- figures ---------------------------------------------------------------------------------------
 
 
-def recorded_workloads() -> tuple[int, int]:
-    """How many recorded workloads tests/golden compares (all without speculation), and how many there are."""
-    files = list(REPO.glob("tests/golden/vllm_traces/*/settings.json"))
-    return sum(not json.loads(file.read_text()).get("spec") for file in files), len(files)
+def recorded_workloads() -> int:
+    """How many recorded workloads there are; tests/golden compares them all."""
+    return len(list(REPO.glob("tests/golden/vllm_traces/*/settings.json")))
 
 
 def test_the_readme_counts_what_is_there() -> None:
     versions = {path.name for path in REPO.glob("tests/golden/vllm_traces/*/trace-*.jsonl.gz")}
     assert versions == {f"trace-{version}.jsonl.gz" for version in ("0.22.1", "0.26.0", "0.33.0")}
-    compared, recorded = recorded_workloads()
+    compared = recorded_workloads()
     text = " ".join(README.split())
     assert f"{compared} recorded workloads on each of vLLM 0.22.1, 0.26.0 and 0.33.0" in text
-    assert f"the {compared} without speculative decoding of {recorded}" in text
     assert f"It ships {len(list_data('gpus'))} GPUs, {len(list_data('models'))} models" in text
 
 
 def test_the_other_pages_count_what_is_there() -> None:
-    compared, _ = recorded_workloads()
+    compared = recorded_workloads()
     assert f"compares {compared} recorded workloads" in (REPO / "docs/model.md").read_text(encoding="utf-8")
     text = (REPO / "docs/limits.md").read_text(encoding="utf-8")
-    assert f"all {compared} recorded workloads without speculation" in text
+    assert f"all {compared} recorded workloads" in text
     gpus = [load_gpu(name) for name in list_data("gpus")]
     derived = [gpu for gpu in gpus if gpu.efficiency.provenance.startswith("derived")]
     assert f"{len(derived)} of {len(gpus)} GPUs have no measured kernels" in text

@@ -332,11 +332,11 @@ class Scheduler:
                 self.kv.num_blocks_needed(request.sequence, slots, None) > self.kv.num_free_blocks
             ):
                 victim = self._victim(queue)
-                queue.remove(victim)
+                place = queue.index(victim)
+                del queue[place]
                 returned = self._unschedule(plan, victim)
-                if returned:
-                    budget += returned
-                    index -= 1
+                budget += returned
+                index -= bool(returned or (self.rules.keeps_turns and place < index))
                 self._preempt(plan, victim)
                 alive = victim is not request
             if alive:

@@ -18,6 +18,8 @@ class Rules(NamedTuple):
     """The watermark option exists."""
     self_preemption_continues: bool
     """Under the priority policy a request that preempts itself does not end the step's scheduling."""
+    keeps_turns: bool = False
+    """Nobody loses its turn when a victim, passed over in this step, leaves its place among the running."""
     lookahead_at_admission: bool = False
     """Speculation: lookahead slots are allocated from a request's first chunk on, not from its second."""
     pads_new_decodes: bool = False
@@ -45,6 +47,7 @@ RULES: dict[EngineVersion, Rules] = {
         blank_blocks_first=True,
         has_watermark=True,
         self_preemption_continues=True,
+        keeps_turns=True,
         lookahead_at_admission=True,
         pads_new_decodes=True,
         pads_without_decodes=True,
