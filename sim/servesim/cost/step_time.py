@@ -85,5 +85,6 @@ def build_step_time(
 
     if isinstance(engine.step_time, LinearStepTime):
         return LinearLaw(engine.step_time)
-    law = OperatorLaw(model, gpu, engine)
-    return law if engine.speculative is None else SpeculativeLaw(law, model, gpu, engine, draft)
+    if engine.speculative is None:
+        return OperatorLaw(model, gpu, engine)
+    return SpeculativeLaw(lambda one, under: OperatorLaw(one, gpu, under), model, gpu, engine, draft)

@@ -327,7 +327,8 @@ class Scheduler:
                 index += 1
                 continue
             slots, alive = self._slots(request.num_computed_tokens + want), True
-            self.kv.release(request.sequence, request.num_computed_tokens - request.num_in_flight_tokens)
+            in_flight = request.num_in_flight_tokens if self.rules.keeps_windows_in_flight else 0
+            self.kv.release(request.sequence, request.num_computed_tokens - in_flight)
             while alive and (
                 self.kv.num_blocks_needed(request.sequence, slots, None) > self.kv.num_free_blocks
             ):

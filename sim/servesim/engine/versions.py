@@ -18,6 +18,8 @@ class Rules(NamedTuple):
     """The watermark option exists."""
     self_preemption_continues: bool
     """Under the priority policy a request that preempts itself does not end the step's scheduling."""
+    keeps_windows_in_flight: bool = False
+    """Blocks that leave an attention window are freed once the step that passes them has been processed."""
     keeps_turns: bool = False
     """Nobody loses its turn when a victim, passed over in this step, leaves its place among the running."""
     lookahead_at_admission: bool = False
@@ -40,6 +42,7 @@ RULES: dict[EngineVersion, Rules] = {
         blank_blocks_first=True,
         has_watermark=True,
         self_preemption_continues=False,
+        keeps_windows_in_flight=True,
         lookahead_at_admission=True,
         pads_new_decodes=True,
     ),
@@ -48,6 +51,7 @@ RULES: dict[EngineVersion, Rules] = {
         has_watermark=True,
         self_preemption_continues=True,
         keeps_turns=True,
+        keeps_windows_in_flight=True,
         lookahead_at_admission=True,
         pads_new_decodes=True,
         pads_without_decodes=True,
