@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig
 from servesim.cost.calibrated import CalibratedLaw
 from servesim.cost.drafter import head_layer
 from servesim.cost.host import host_profile
-from servesim.cost.operators import OperatorLaw
 from servesim.cost.step_time import AffineSteps, StepShape
 
-__all__ = ["SpeculativeLaw"]
+__all__ = ["GpuLaw", "SpeculativeLaw"]
 
 _BYTES = 2.0  # a drafter's weights are not quantised
 _NGRAM_HOST_S = 10e-6  # per request and step; estimate for vLLM's compiled search
+
+
+class GpuLaw(Protocol):
+    """The GPU's part of a law of step time."""
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """As in StepTime."""
+        ...
+
+    @property
+    def context_slopes_s(self) -> tuple[float, ...]:
+        """Seconds that one more KV token of context adds to a decode step, by attention window."""
+        ...
+
+    def gpu_s(self, shape: StepShape) -> float:
+        """Seconds that the GPU works on one step."""
+        ...
+
+    def breakdown(self, shape: StepShape) -> dict[str, float]:
+        """The same by kind of operation."""
+        ...
 
 
 class SpeculativeLaw:
@@ -22,7 +46,8 @@ class SpeculativeLaw:
     The products and the LM head see every draft as a row.  Attention reads a sequence's keys once for all its
     drafts and computes with them for each, so that it turns compute-bound sooner.  A drafter with layers
     first runs over all tokens of the step and then, once per further draft, over one token of each sequence;
-    every draft takes an LM head.  ``engine`` must be resolved and speculate.
+    every draft takes an LM head.  ``law_of`` gives the law of a model under an engine, of the drafter too.
+    ``engine`` must be resolved and speculate.
     """
 
     def __init__(
@@ -35,7 +60,7 @@ class SpeculativeLaw:
     ) -> None:
         speculative = engine.speculative
         assert speculative is not None
-        self._target = target
+        self._target = target = law_of(model, engine)
         self._speculative = speculative
         self._host = host_profile(engine)
         self._draft_host_s = speculative.draft_host_s
@@ -43,11 +68,11 @@ class SpeculativeLaw:
             self._draft_host_s = _NGRAM_HOST_S if speculative.method == "ngram" else 0.0
         self._model, self._degree = draft or model, engine.tensor_parallel_size
         self._products = _Products(gpu)
-        self._drafter: OperatorLaw | None = None
+        self._drafter: GpuLaw | None = None
         if speculative.keeps_kv:
             plain = engine.model_copy(update={"quantization": "none"})
             profile = draft if draft is not None else head_layer(model, speculative)
-            self._drafter = OperatorLaw(profile, gpu, plain)
+            self._drafter = law_of(profile, plain)
         self._flops_s = _attention_flops(model, self._degree) / self._products.attention_flops_per_s
         self._layers = tuple(model.windows.count(window) for window in target.windows)
 

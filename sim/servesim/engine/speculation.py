@@ -95,7 +95,8 @@ class SpeculativeScheduler(Scheduler):
 
     def _schedule(self, plan: Plan, request: RequestState, tokens: int) -> None:
         super()._schedule(plan, request, tokens)
-        request.num_slots = self._slots(request.num_computed_tokens + tokens)
+        slots = self._slots(request.num_computed_tokens + tokens)
+        request.num_slots = max(request.num_slots, slots)  # what a rejection leaves unused is kept
         if request.num_draft_tokens:
             drafts = tokens + request.num_computed_tokens - request.num_tokens - request.num_placeholders
             if drafts > 0:
@@ -120,6 +121,8 @@ class SpeculativeScheduler(Scheduler):
         if any(request.is_prefill_chunk for request, _, _ in running):
             return 0
         if rules.pads_without_decodes:
+            if 0 < self.limits.long_prefill_token_threshold <= num_drafts:
+                return 0  # where vLLM fails an assertion of its own
             fits = cached + 1 + num_drafts + 1 <= most
             return num_drafts if fits and (running or cached) else 0
         if not running:
