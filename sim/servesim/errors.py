@@ -44,9 +44,10 @@ class Problem:
 
     def __str__(self) -> str:
         place = self.file
+        got = self.got.replace("\n", "\\n").replace("\r", "\\r")  # one problem, one line
         if self.line:
             place += f":{self.line}" + (f":{self.column}" if self.column else "")
-        parts = [place, self.path, self.problem, f"got {self.got}" if self.got else "", self.hint]
+        parts = [place, self.path, self.problem, f"got {got}" if got else "", self.hint]
         text = "  ".join(part for part in parts if part)
         return f"{text}  -> {self.next_step}" if self.next_step else text
 

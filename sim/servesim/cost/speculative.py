@@ -7,7 +7,6 @@ from typing import Protocol
 
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig
-from servesim.cost.calibrated import CalibratedLaw
 from servesim.cost.drafter import head_layer
 from servesim.cost.host import host_profile
 from servesim.cost.step_time import AffineSteps, StepShape
@@ -52,7 +51,7 @@ class SpeculativeLaw:
 
     def __init__(
         self,
-        target: OperatorLaw | CalibratedLaw,
+        law_of: Callable[[ModelProfile, EngineConfig], GpuLaw],
         model: ModelProfile,
         gpu: GpuProfile,
         engine: EngineConfig,

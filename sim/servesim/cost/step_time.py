@@ -87,5 +87,7 @@ def build_step_time(
     if isinstance(engine.step_time, LinearStepTime):
         return LinearLaw(engine.step_time)
     factored = engine.step_time.gpu_time_factor != 1.0 or engine.step_time.bandwidth_factor != 1.0
-    law = CalibratedLaw(model, gpu, engine) if factored else OperatorLaw(model, gpu, engine)
-    return law if engine.speculative is None else SpeculativeLaw(law, model, gpu, engine, draft)
+    law_type = CalibratedLaw if factored else OperatorLaw
+    if engine.speculative is None:
+        return law_type(model, gpu, engine)
+    return SpeculativeLaw(lambda one, under: law_type(one, gpu, under), model, gpu, engine, draft)

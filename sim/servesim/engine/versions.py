@@ -56,7 +56,6 @@ RULES: dict[EngineVersion, Rules] = {
         blank_blocks_first=True,
         has_watermark=True,
         self_preemption_continues=False,
-        keeps_windows_in_flight=True,
         lookahead_at_admission=True,
         pads_new_decodes=True,
     ),
