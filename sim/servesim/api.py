@@ -230,7 +230,17 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
 
 
 def _prepare(source: Source, overrides: Sequence[str]) -> Prepared:
-    return prepare(source if isinstance(source, LoadedScenario) else load_scenario(source, overrides))
+    if not isinstance(source, LoadedScenario):
+        return prepare(load_scenario(source, overrides))
+    if overrides:
+        problem = Problem(
+            "a scenario that is loaded already takes no overrides",
+            file=str(source.file),
+            got=", ".join(overrides),
+            next_step="give them to servesim.load",
+        )
+        raise ConfigError(problem)
+    return prepare(source)
 
 
 def fit(gpu: str | Path, measurements: Path | None = None) -> tuple[Path, KernelFit]:

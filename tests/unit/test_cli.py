@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import servesim as servesim_package
 from servesim.cli import main
 
 SMALL = ("--set", "workload.trace.max_requests=60")
@@ -225,3 +226,9 @@ def test_importing_is_light(code):
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONWARNINGS": "default"},
     ).stdout.split()  # fmt: skip
     assert not {"pandas", "plotly", "numpy", "simpy", "pydantic"} & set(loaded)
+
+
+def test_overrides_of_a_loaded_scenario_are_refused_and_not_dropped():
+    loaded = servesim_package.load("std10k")
+    with pytest.raises(servesim_package.ServesimError, match=r"takes no overrides.*servesim\.load"):
+        servesim_package.simulate(loaded, overrides=["engine.block_size=32"])
