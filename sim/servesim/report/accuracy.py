@@ -115,7 +115,7 @@ _HEADLINES = (
 
 
 def _summary(validations: Sequence[Validation]) -> Section:
-    """Errors by source, GPU, figure and calibration over all loads."""
+    """Errors by source, GPU, figure and calibration over all loads, the largest median first."""
     rows = []
     for one in validations:
         keys: dict[tuple[str, str, bool], list[float]] = {}
@@ -127,24 +127,25 @@ def _summary(validations: Sequence[Validation]) -> Section:
             keys.setdefault((finding.gpu, finding.metric, finding.calibrated), []).append(finding.error)
         for (gpu, metric, calibrated), errors in keys.items():
             sizes = np.abs(errors)
-            rows.append(
-                (
-                    one.folder.name,
-                    gpu,
-                    METRICS[metric].label,
-                    _yes(calibrated),
-                    str(len(errors)),
-                    _signed(float(np.mean(errors))),
-                    _size(float(np.median(sizes))),
-                    _size(float(np.percentile(sizes, 90))),
-                )
+            median = float(np.median(sizes))
+            row = (
+                one.folder.name,
+                gpu,
+                METRICS[metric].label,
+                _yes(calibrated),
+                str(len(errors)),
+                _signed(float(np.mean(errors))),
+                _size(median),
+                _size(float(np.percentile(sizes, 90))),
             )
+            rows.append((median, row))
+    worst_first = tuple(row for _, row in sorted(rows, key=lambda one: -one[0]))
     head = ("Recording", "GPU", "Figure", "Calibrated", "Runs", "Bias", "Median", "p90")
     return Section(
         "In short",
         "All loads together. Calibrated figures, and the plain ones beside them of whole runs, are of the "
         "second half of the requests, or of rows that no calibration was fitted to.",
-        Table("In short", head, tuple(rows)),
+        Table("In short", head, worst_first),
     )
 
 
