@@ -1,53 +1,28 @@
-"""vLLM's V1 scheduler: state in, plan out; it knows steps but no clock.
+"""The scheduler: as vLLM's, with the requests that only decode advanced together.
 
-Order within a step as in vllm/v1/core/sched/scheduler.py: the running requests first, in order of
-admission, each given the tokens it lacks; when blocks run short the least important one is preempted and
-will recompute; then, if nobody was preempted, waiting requests are admitted while tokens, seats and blocks
-last. Requests that only decode are advanced together by the decode group whenever no decision about one of
-them can depend on another; otherwise every request is looked at, one by one, as vLLM does.
+The decode group moves as one whenever no decision about one of its members can depend on another; otherwise
+every request is looked at, one by one, as vLLM does (engine/one_by_one.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from servesim.cost.step_time import StepShape
 from servesim.engine.decode_group import DecodeGroup
-from servesim.engine.queues import WaitingQueue
-from servesim.engine.state import Plan, RequestState, Status
+from servesim.engine.one_by_one import OneByOneScheduler, SchedulerLimits
+from servesim.engine.state import Plan, RequestState
 from servesim.engine.versions import Rules
-from servesim.kv.base import KVCacheManager, PrefixHit, Usage
-from servesim.workload.request import Request
+from servesim.kv.base import KVCacheManager, Usage
 
 __all__ = ["Scheduler", "SchedulerLimits"]
 
 
-class SchedulerLimits(NamedTuple):
-    """The settings a schedule depends on, in vLLM's names."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    enable_chunked_prefill: bool = True
-    long_prefill_token_threshold: int = 0
-    priority_policy: bool = False
-    watermark_blocks: int = 0
-    scheduler_reserve_full_isl: bool = True
-
-
-class Scheduler:
+class Scheduler(OneByOneScheduler):
     """Decides, step by step, which tokens are computed.
 
-    ``windows`` are the attention windows for which context sums are kept. ``one_by_one`` never advances
-    requests together; the schedule is the same, only slower to find.
+    ``one_by_one`` never advances requests together; the schedule is the same, only slower to find.
     """
-
-    # Only speculative decoding (engine/speculation.py) has other values.
-    _lookahead_slots = 0  # allocated beyond the scheduled tokens of a running request
-    _admission_slots = 0  # the same at admission
-    _draft_rows = 0  # tokens of the step's budget that drafting takes per scheduled request
-    _hash_lookahead_tokens = 0  # tokens behind a block that its hash covers
 
     def __init__(
         self,
@@ -58,50 +33,17 @@ class Scheduler:
         *,
         one_by_one: bool = False,
     ) -> None:
-        self.limits = limits
-        self.rules = rules
-        self.kv = kv
-        self.running: dict[RequestState, None] = {}  # in order of admission
-        self.waiting = WaitingQueue(by_priority=limits.priority_policy)
+        super().__init__(limits, rules, kv, windows)
         self.group = DecodeGroup(windows, kv.growth_block_size)
-        self.news = False  # something happened that the repetition of the last plan could not know
-        self.step = 0
-        self.prefix_cache_queries = 0
-        self.prefix_cache_hits = 0
-        self.num_preemptions = 0
-        self._windows = windows
         self._one_by_one = one_by_one or not kv.advances_together
-        self._loose: dict[RequestState, None] = {}  # running, but not in the group
-        self._in_flight: deque[Plan] = deque()
-        self._committed_step = -1
-        self._committed_s = 0.0
-        self._num_admissions = 0
-        self._outputs_are_shared = False
-        self._threshold = limits.long_prefill_token_threshold
-
-    def add(self, request: Request) -> RequestState:
-        """Take a request in; refused when its prompt leaves no room for an output token, as vLLM does."""
-        sequence = self.kv.new_sequence(request.prompt, request.prompt_tokens, request.output_name)
-        state = RequestState(request, sequence, self.limits.max_model_len)
-        if request.prompt_tokens >= self.limits.max_model_len:
-            state.status = Status.REFUSED
-            return state
-        state.final_waste, state.waste_from_slot = self.kv.final_waste(state.final_slots)
-        self._outputs_are_shared |= request.output_name is not None
-        self.news = True  # also behind a blocked head: the log counts who waits, step by step
-        self.waiting.append(state)
-        return state
 
     def plan(self) -> Plan | None:
         """Schedule the next step; None when there is nothing to do."""
-        self.news = False
-        if self.rules.threshold_spares_lone_request:
-            alone = len(self.running) + len(self.waiting) < 2
-            self._threshold = 0 if alone else self.limits.long_prefill_token_threshold
+        if self._one_by_one:
+            return super().plan()
         self._form_group()
+        plan = self._open(len(self.group))
         chunks = self._chunks_beside_group()
-        plan = Plan(self.step, len(self.group))
-        plan.scheduled, plan.yielding, plan.admitted, plan.preempted = [], [], [], []
         if chunks is None:
             self._dissolve_group()
             plan.together, plan.group_size = False, 0
@@ -116,6 +58,15 @@ class Scheduler:
             settled and plan.together and len(self._loose) == plan.num_draining + len(plan.finishing)
         )
         return plan
+
+    def usage(self) -> Usage:
+        """The KV pool by class, as scheduled so far."""
+        return self._usage_beside(self.group.computed_tokens(), self.group.final_waste)
+
+    def unfinished(self) -> list[RequestState]:
+        """The requests that are running or waiting, for a simulation that is cut off."""
+        self._dissolve_group()
+        return super().unfinished()
 
     # ---- a plan that coasts: the decode group goes on, step after step --------------------------
 
@@ -167,64 +118,16 @@ class Scheduler:
         self.prefix_cache_queries += plan.lookup[0] * steps
         self.prefix_cache_hits += plan.lookup[1] * steps
 
-    # ---- the output of steps ---------------------------------------------------------------------
-
     def commit_repetitions(self, steps: int, now_s: float) -> None:
         """Process the output of ``steps`` steps of a plan of which one more is in flight."""
         self._committed_step += steps
         self._committed_s = now_s
 
-    def commit(self, plan: Plan, now_s: float, steps: int = 1) -> tuple[int, list[float]]:
-        """Process the output of the plan's last ``steps`` steps, which ended at ``now_s``.
-
-        Returns how many tokens of each follow a token of the step before, and the longer gaps in seconds.
-        The requests in ``plan.finishing``, in order of admission, have ended and hold no KV any more.
-        """
-        self._in_flight.popleft()
-        self._committed_step += steps
-        self._committed_s = now_s
-        contiguous, gaps = plan.group_size, []
-        for request, tokens, _ in plan.scheduled:
-            request.num_in_flight_tokens -= tokens
-        for request in plan.yielding:
-            request.num_output_tokens += 1
-            request.num_placeholders -= 1
-            if request.first_token_s != request.first_token_s:  # NaN: not reached yet
-                request.first_token_s = now_s
-            elif request.emitted_step == self._committed_step - 1:
-                contiguous += 1
-            else:
-                gaps.append(now_s - request.emitted_s)
-            request.emitted_step, request.emitted_s = self._committed_step, now_s
-            if request.status is Status.RUNNING and not request.grouped:
-                self.kv.cache(request.sequence, request.num_computed_tokens - request.num_placeholders)
-        if plan.finishing:
-            self._retire(plan.finishing)
-        return contiguous, gaps
-
-    def counters(self) -> dict[str, int]:
-        """Totals that only some ways of scheduling have."""
-        return {}
-
-    def usage(self) -> Usage:
-        """The KV pool by class, as scheduled so far."""
-        computed, waste = self.group.computed_tokens(), self.group.final_waste
-        for request in self._loose:
-            computed += request.num_computed_tokens
-            if request.num_computed_tokens >= request.waste_from_slot:
-                waste += request.final_waste
-        return self.kv.usage(computed, waste)
-
-    def unfinished(self) -> list[RequestState]:
-        """The requests that are running or waiting, for a simulation that is cut off."""
-        self._dissolve_group()
-        return [*self.running, *self.waiting.unordered()]
-
     # ---- the decode group ----------------------------------------------------------------------
 
     def _form_group(self) -> None:
         """Let the decoding requests advance together again, if each yielded a token in the last step."""
-        if self.group or self._one_by_one or self.kv.num_free_blocks < len(self._loose):
+        if self.group or self.kv.num_free_blocks < len(self._loose):
             return
         decoding = [r for r in self._loose if _decodes(r)]
         if any(r.planned_step != self.step - 1 for r in decoding):
@@ -243,8 +146,6 @@ class Scheduler:
         None when the order in which requests are looked at matters: the group and the chunks together
         exceed the free blocks, or the token budget in a way that is not settled by the last one's share.
         """
-        if self._one_by_one:
-            return None
         budget = self.limits.max_num_batched_tokens - len(self.group)
         blocks = self.kv.num_free_blocks - self.group.blocks_demanded(1)
         chunks: list[tuple[RequestState, int]] = []
@@ -288,6 +189,15 @@ class Scheduler:
             self._loose[request] = None
             plan.finishing.append(request)
 
+    def _cache_group_outputs(self) -> None:
+        """Make what the group has generated hit-able, for prompts that contain it."""
+        pending = 1 if self._in_flight else 0
+        for request in self.group.members:
+            if request.request.output_name is not None:
+                computed = self.group.tick + request.offset
+                self.kv.settle(request.sequence, computed)
+                self.kv.cache(request.sequence, computed - pending)
+
     def _dissolve_group(self) -> None:
         """Give every member its own numbers back."""
         group = self.group
@@ -310,217 +220,10 @@ class Scheduler:
         self._loose = dict.fromkeys(self.running)
         group.clear()
 
-    # ---- one by one ----------------------------------------------------------------------------
-
-    def _want(self, request: RequestState) -> int:
-        """Tokens the request lacks, before the step's budget; none when its last token is on its way."""
-        if request.num_computed_tokens >= request.final_slots:
-            return 0
-        want = request.num_tokens + request.num_placeholders - request.num_computed_tokens
-        return self._threshold if 0 < self._threshold < want else want
-
-    def _schedule_running(self, plan: Plan) -> int:
-        """vLLM's first loop: every running request in turn; returns the tokens left."""
-        budget = self.limits.max_num_batched_tokens - self._draft_rows
-        queue, index = list(self.running), 0
-        while index < len(queue) and budget > 0:
-            request = queue[index]
-            want = min(self._want(request), budget)
-            if want <= 0:
-                index += 1
-                continue
-            slots, alive = self._slots(request.num_computed_tokens + want), True
-            in_flight = request.num_in_flight_tokens if self.rules.windows_wait_for_output else 0
-            self.kv.release(request.sequence, request.num_computed_tokens - in_flight)
-            while alive and (
-                self.kv.num_blocks_needed(request.sequence, slots, None) > self.kv.num_free_blocks
-            ):
-                victim = self._victim(queue)
-                place = queue.index(victim)
-                del queue[place]
-                returned = self._unschedule(plan, victim)
-                budget += returned
-                if returned or (place < index and self.rules.victim_never_hides_next):
-                    index -= 1
-                self._preempt(plan, victim)
-                alive = victim is not request
-            if alive:
-                self._schedule(plan, request, want)
-                budget -= want + self._draft_rows
-                index += 1
-            elif not self.rules.self_preemption_continues:
-                break
-        return budget
-
-    def _slots(self, tokens: int) -> int:
-        """KV slots that a running request must have to compute up to ``tokens`` tokens."""
-        return min(tokens + self._lookahead_slots, self.limits.max_model_len)
-
-    def _victim(self, queue: list[RequestState]) -> RequestState:
-        if not self.limits.priority_policy:
-            return queue[-1]
-        return max(queue, key=lambda r: (r.request.priority, r.request.arrival_s))
-
-    def _unschedule(self, plan: Plan, victim: RequestState) -> int:
-        """Take a victim out of the step; returns its tokens."""
-        for index, (request, tokens, _) in enumerate(plan.scheduled):
-            if request is victim:
-                del plan.scheduled[index]
-                return tokens
-        return 0
-
-    def _preempt(self, plan: Plan, victim: RequestState) -> None:
-        """Free a running request's blocks; it will compute all its tokens anew."""
-        self.kv.free(victim.sequence)
-        del self.running[victim], self._loose[victim]
-        victim.status = Status.WAITING
-        victim.num_computed_tokens = 0
-        victim.num_preemptions += 1
-        self.num_preemptions += 1
-        self.waiting.prepend(victim)
-        plan.preempted.append(victim)
-
-    def _schedule(self, plan: Plan, request: RequestState, tokens: int) -> None:
-        before = request.num_computed_tokens
-        self.kv.allocate(request.sequence, self._slots(before + tokens), None)
-        hashed = request.num_tokens - self._hash_lookahead_tokens
-        self.kv.cache(request.sequence, min(before + tokens, hashed))
-        plan.scheduled.append((request, tokens, before))
-
-    # ---- admission -----------------------------------------------------------------------------
-
-    def _admit(self, plan: Plan, budget: int) -> bool:
-        """vLLM's second loop: the waiting requests; returns whether what stopped it lasts until news come."""
-        limits, kv = self.limits, self.kv
-        while self.waiting and budget > 0:
-            if len(self.running) >= limits.max_num_seqs:
-                break
-            request = self.waiting.head
-            total = request.num_tokens
-            hit = kv.find_hit(request.sequence, total - 1)
-            cached = hit.num_tokens if hit else 0
-            if hit and not request.num_preemptions:
-                self.prefix_cache_queries += total
-                self.prefix_cache_hits += cached
-            want = total - cached
-            padding = self._padding(plan, want, cached)
-            want += padding
-            if padding and want > budget:
-                return self._wait(plan, request, hit)
-            if 0 < self._threshold < want:
-                want = self._threshold
-            if not limits.enable_chunked_prefill and want > budget:
-                return self._wait(plan, request, hit)
-            want = min(want, budget)
-            slots = min(cached + want + self._admission_slots, limits.max_model_len)
-            free = kv.num_free_blocks - (limits.watermark_blocks if self.running else 0)
-            if (
-                limits.scheduler_reserve_full_isl
-                and kv.num_blocks_to_admit(request.sequence, total, hit) > free
-            ) or kv.num_blocks_needed(request.sequence, slots, hit) > free:
-                return self._wait(plan, request, hit)
-            self.waiting.popleft()
-            kv.allocate(request.sequence, slots, hit)
-            kv.cache(request.sequence, min(cached + want, total - self._hash_lookahead_tokens))
-            self._start(plan, request, cached)
-            plan.scheduled.append((request, want, cached))
-            if padding:
-                plan.drafts[request] = padding
-                plan.padded.append(request)
-            budget -= want + self._draft_rows
-        return True
-
-    def _padding(self, plan: Plan, want: int, cached: int) -> int:
-        """Placeholder drafts with which a request is admitted."""
-        return 0
-
-    def _wait(self, plan: Plan, request: RequestState, hit: PrefixHit | None) -> bool:
-        """The head of the queue stays there; returns whether its next look-ups will find the same."""
-        if hit and not request.num_preemptions:
-            plan.lookup = (request.num_tokens, hit.num_tokens)
-        return not self._outputs_are_shared and not (hit and hit.num_evictable)
-
-    def _start(self, plan: Plan, request: RequestState, cached: int) -> None:
-        self.running[request] = self._loose[request] = None
-        request.status = Status.RUNNING
-        request.num_computed_tokens = cached
-        request.admission = self._num_admissions
-        self._num_admissions += 1
-        if request.cached_tokens < 0:
-            request.cached_tokens = cached
-        plan.admitted.append(request)
-
-    def _cache_group_outputs(self) -> None:
-        """Make what the group has generated hit-able, for prompts that contain it."""
-        pending = 1 if self._in_flight else 0
-        for request in self.group.members:
-            if request.request.output_name is not None:
-                computed = self.group.tick + request.offset
-                self.kv.settle(request.sequence, computed)
-                self.kv.cache(request.sequence, computed - pending)
-
-    # ---- closing a step ------------------------------------------------------------------------
-
-    def _close(self, plan: Plan) -> None:
-        """Advance what was scheduled, and write down the step's shape."""
-        self.step += 1
-        plan.running, plan.waiting = len(self.running), len(self.waiting)
-        draining = [r for flying in self._in_flight for r in flying.finishing if r.status is Status.RUNNING]
-        plan.num_draining = len(draining)
-        self._in_flight.append(plan)
-        self._advance(plan)
-
-    def _advance(self, plan: Plan) -> None:
-        decodes, chunks = plan.group_size, []
-        contexts = list(plan.shape.decode_context_tokens) if plan.together else [0] * len(self._windows)
-        for request, tokens, before in plan.scheduled:
-            if tokens == 1 and before:
-                decodes += 1
-                for i, window in enumerate(self._windows):
-                    contexts[i] += before + 1 if window is None else min(before + 1, window)
-            else:
-                chunks.append((tokens, before))
-            computed = request.num_computed_tokens = before + tokens
-            request.num_in_flight_tokens += tokens
-            if computed >= request.num_tokens + request.num_placeholders:
-                self._expect_token(plan, request)
-        plan.shape = StepShape(decodes, tuple(contexts), tuple(chunks), plan.group_size + len(plan.yielding))
-
     def _expect_token(self, plan: Plan, request: RequestState) -> None:
-        request.num_placeholders += 1
-        request.planned_step = plan.step
-        plan.yielding.append(request)
-        if request.num_computed_tokens >= request.final_slots:
-            plan.finishing.append(request)
-        elif plan.together:
+        super()._expect_token(plan, request)
+        if plan.together and request.num_computed_tokens < request.final_slots:
             self._join(request)
-
-    def _retire(self, ended: list[RequestState]) -> None:
-        """End requests, and bring them into the order in which vLLM ends them."""
-        if len(ended) > 1:
-            ended.sort(key=_admission)
-        for request in ended:
-            self._finish(request)
-        self.news |= bool(self.waiting)
-
-    def _finish(self, request: RequestState) -> None:
-        if request.status is Status.WAITING:  # preempted while its last token was on its way
-            self.waiting.remove(request)
-        else:
-            del self.running[request], self._loose[request]
-            self._cache_at_end(request)
-            self.kv.free(request.sequence)
-        request.num_output_tokens = request.output_limit
-        complete = request.output_limit == request.request.output_tokens
-        request.status = Status.FINISHED_STOP if complete else Status.FINISHED_LENGTH
-
-    def _cache_at_end(self, request: RequestState) -> None:
-        """Make the last full blocks of a request that has ended hit-able."""
-        self.kv.cache(request.sequence, request.num_computed_tokens)
-
-
-def _admission(request: RequestState) -> int:
-    return request.admission
 
 
 def _decodes(request: RequestState) -> bool:

@@ -172,13 +172,7 @@ class SpeculativeScheduler(Scheduler):
             if request not in yielding or request.num_output_tokens >= request.output_limit:
                 continue  # a part of a prompt, or a step too much for a request that has ended
             emitted_tokens += self._emit(plan, request)
-            if request.first_token_s != request.first_token_s:  # NaN: not reached yet
-                request.first_token_s = now_s
-            elif request.emitted_step == self._committed_step - 1:
-                contiguous += 1
-            else:
-                gaps.append(now_s - request.emitted_s)
-            request.emitted_step, request.emitted_s = self._committed_step, now_s
+            contiguous += self._stamp(request, now_s, gaps)
         plan.num_discarded = plan.shape.num_sampled - emitted_tokens
         if plan.finishing:
             self._retire(plan.finishing)
