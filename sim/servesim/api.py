@@ -20,6 +20,15 @@ from servesim.cost.budget import MemoryBudget
 from servesim.cost.step_time import build_step_time
 from servesim.engine.step_trace import Replay, Step, trace_head
 from servesim.errors import CalibrationError, ConfigError, Problem, did_you_mean
+from servesim.studies import (
+    PairedReplications,
+    Replicated,
+    Sweep,
+    loaded_scenario,
+    replicate,
+    replicate_compared,
+    sweep,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,13 +41,19 @@ __all__ = [
     "Accuracy",
     "Calibrations",
     "Comparison",
+    "PairedReplications",
+    "Replicated",
     "Result",
+    "Sweep",
     "calibrate",
     "check",
     "compare",
     "fit",
     "load",
+    "replicate",
+    "replicate_compared",
     "simulate",
+    "sweep",
     "trace",
     "validate",
 ]
@@ -230,17 +245,7 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
 
 
 def _prepare(source: Source, overrides: Sequence[str]) -> Prepared:
-    if not isinstance(source, LoadedScenario):
-        return prepare(load_scenario(source, overrides))
-    if overrides:
-        problem = Problem(
-            "a scenario that is loaded already takes no overrides",
-            file=str(source.file),
-            got=", ".join(overrides),
-            next_step="give them to servesim.load",
-        )
-        raise ConfigError(problem)
-    return prepare(source)
+    return prepare(loaded_scenario(source, overrides))
 
 
 def fit(gpu: str | Path, measurements: Path | None = None) -> tuple[Path, KernelFit]:
