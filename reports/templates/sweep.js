@@ -108,16 +108,14 @@
       cells.text = z.map((row) => row.map((value) => (value === null ? "" : text(Number(value.toPrecision(3))))));
       cells.texttemplate = "%{text}";
     }
-    const here = {
-      type: "scatter", mode: "markers", x: [values[i]], y: [values[j]], hoverinfo: "skip",
-      marker: { color: "#D55E00", size: 34, symbol: "square-open", line: { width: 3 } },
-    };
+    const [x, y] = [state.chosen[i], state.chosen[j]];
+    const here = { type: "rect", x0: x - 0.5, x1: x + 0.5, y0: y - 0.5, y1: y + 0.5, line: { color: "#D55E00", width: 3 } };
     const layout = {
       xaxis: { title: { text: axes[i].path }, type: "category", showgrid: false },
       yaxis: { title: { text: axes[j].path }, type: "category", showgrid: false },
-      showlegend: false, hovermode: "closest", plot_bgcolor: colour("--grid"),
+      showlegend: false, hovermode: "closest", plot_bgcolor: colour("--grid"), shapes: [here],
     };
-    Plotly.react("map", [cells, here], { ...layout, template: window.charts.template() }, window.charts.config);
+    Plotly.react("map", [cells], { ...layout, template: window.charts.template() }, window.charts.config);
     const fixed = fixedText([i, j]);
     at("map-caption").textContent = `${label}${fixed ? ", with " + fixed : ""}. Empty cells cannot be simulated.`;
   }

@@ -200,7 +200,7 @@ def _cluster(address: str) -> Iterator[None]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout="10s")
+        client = Client(address, timeout="5s")
     except (OSError, ValueError) as error:
         step = "start one with `dask scheduler` and `dask worker ADDRESS`, and give its address"
         words = str(error).split("\n")[0]
