@@ -17,6 +17,7 @@ from servesim.config.record import Record
 from servesim.config.scenario import Scenario
 from servesim.config.schema import scenario_schema, schema_text
 from servesim.config.tree import LocatedDict, Place, TreePath, place_of, shown
+from servesim.config.workload import WorkloadConfig
 from servesim.config.yaml_file import read_value, read_yaml
 from servesim.errors import ConfigError, Problem, ServesimError
 
@@ -99,6 +100,10 @@ class LoadedScenario:
     def find(self, kind: str, name: str) -> Path:
         """The file that a name in this scenario means (see find_data)."""
         return find_data(kind, name, self.folders)
+
+    def with_workload(self, workload: WorkloadConfig) -> LoadedScenario:
+        """The same scenario under another workload."""
+        return replace(self, scenario=self.scenario.model_copy(update={"workload": workload}))
 
     def named_files(self) -> list[Path]:
         """The files that it names: GPU, models, engine profile, traces."""
