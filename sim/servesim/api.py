@@ -23,10 +23,12 @@ from servesim.errors import CalibrationError, ConfigError, Problem, did_you_mean
 from servesim.studies import (
     PairedReplications,
     Replicated,
+    SensitivityStudy,
     Sweep,
     loaded_scenario,
     replicate,
     replicate_compared,
+    sensitivity,
     sweep,
 )
 
@@ -44,6 +46,7 @@ __all__ = [
     "PairedReplications",
     "Replicated",
     "Result",
+    "SensitivityStudy",
     "Sweep",
     "calibrate",
     "check",
@@ -52,6 +55,7 @@ __all__ = [
     "load",
     "replicate",
     "replicate_compared",
+    "sensitivity",
     "simulate",
     "sweep",
     "trace",
@@ -173,10 +177,14 @@ class Accuracy:
         return accuracy_json(self.validations)
 
     def files(self) -> dict[str, str]:
-        """The accuracy page, by file name."""
-        from servesim.report.accuracy import accuracy_html, accuracy_markdown
+        """The accuracy page and the table of errors, by file name."""
+        from servesim.report.accuracy import accuracy_html, accuracy_markdown, residuals_csv
 
-        pages = {"accuracy.html": accuracy_html, "accuracy.md": accuracy_markdown}
+        pages = {
+            "accuracy.html": accuracy_html,
+            "accuracy.md": accuracy_markdown,
+            "residuals.csv": residuals_csv,
+        }
         return {name: page(self.validations) for name, page in pages.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,12 +75,29 @@ def test_a_limit_that_is_never_missed_or_never_kept_leaves_an_open_bracket() -> 
     assert never.low == 0
 
 
-def test_the_capacity_of_a_scenario_is_bracketed() -> None:
-    loaded = load_scenario("std10k", ["workload.trace.max_requests=3500", "slo.ttft_p99_s=0.3"])
-    bracket = capacity_bracket(slo_trials(loaded), 1.0, 2.0, replications=(3,), width=0.3)
-    assert 1 < bracket.low < bracket.high < 20
-    verdicts = {one.verdict for one in bracket.decisions}
-    assert {"kept", "missed"} <= verdicts
+SMALL = """\
+name: small
+model: llama-3.1-8b
+hardware: {gpu: h100-sxm}
+engine: {max_model_len: 2048, max_num_seqs: 4}
+workload:
+  num_requests: 1200
+  arrivals: {process: poisson, rate_per_s: 10}
+  prompt_tokens: {law: fixed, tokens: 100}
+  output_tokens: {law: geometric, mean_tokens: 10}
+slo: {ttft_p99_s: 0.2}
+"""
+
+
+def test_the_capacity_of_a_scenario_is_bracketed(tmp_path: Path) -> None:
+    """Its four slots can never serve more than four requests in ten steps of 6 ms or more."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    loaded = load_scenario(tmp_path / "small.yaml")
+    bracket = capacity_bracket(slo_trials(loaded), 1.0, 1.0, replications=(3,), width=0.2)
+    assert 1 < bracket.low < bracket.high < 4 / (10 * 0.006) / 10
+    again = slo_trials(loaded)
+    assert all(trial.attained <= 1.0 for trial in again(bracket.low * 0.9, range(3)))
+    assert any(trial.attained > 1.0 or not trial.is_stable for trial in again(bracket.high * 1.1, range(3)))
 
 
 def test_loads_that_mean_nothing_are_refused() -> None:

@@ -33,6 +33,8 @@ __all__ = [
     "is_resampled",
     "replicate",
     "replicate_pair",
+    "replicate_runs",
+    "run_replication",
     "with_seed",
 ]
 
@@ -85,7 +87,8 @@ class Replications:
     @property
     def varies(self) -> bool:
         """The replications differ: something is drawn at random."""
-        return any(len(set(self.values(one).tolist())) > 1 for one in QUANTITIES.values())
+        every = (self.values(one) for one in QUANTITIES.values())
+        return not all(np.array_equal(values, np.roll(values, 1), equal_nan=True) for values in every)
 
     def values(self, quantity: Quantity) -> Floats:
         """A figure's value in each replication."""
@@ -141,8 +144,16 @@ def one_after_another(
 
 def replicate(loaded: LoadedScenario, count: int, each: Map = one_after_another) -> Replications:
     """``count`` replications under the seeds from the scenario's on; ``each`` maps a function over them."""
-    runs = list(each(run_replication, _seeded(loaded, count)))
-    return _replications(loaded, runs, _cuts(runs))
+    return replicate_runs(loaded, count, lambda scenarios: list(each(run_replication, scenarios)))[0]
+
+
+def replicate_runs(
+    loaded: LoadedScenario, count: int, runs: Callable[[Sequence[LoadedScenario]], Sequence[Run]]
+) -> tuple[Replications, list[float] | None]:
+    """The same, with the share that was left out of each as warm-up; ``runs`` simulates the scenarios."""
+    found = runs(_seeded(loaded, count))
+    cuts = _cuts(found)
+    return _replications(loaded, found, cuts), cuts
 
 
 def replicate_pair(

@@ -114,3 +114,34 @@ def sweep(
     files = result.files()
     write_files(folder, files)
     typer.echo(f"Wrote {folder}{'/'}{{{','.join(files)}}}", err=True)
+
+
+@app.command()
+def sensitivity(
+    scenario: Scenario,
+    change: Annotated[float, typer.Option(help="Share by which every input is lowered and raised.")] = 0.1,
+    replications: Annotated[
+        int, typer.Option(min=2, help="Seeds under which each variant is simulated.")
+    ] = 5,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Figure to show, such as p99_ttft_ms; may be repeated."),
+    ] = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    json: AsJson = False,
+    out: Out = None,
+    jobs: Jobs = None,
+) -> None:
+    """Show what the results hang on, how sure they are and why, and how likely the SLO is met."""
+    from servesim import api
+    from servesim.report.sweep import check_figures
+
+    check_figures(figure or ())
+    loaded = api.load(scenario, overrides(set_, seed))
+    name = loaded.scenario.name
+    with output(out, f"{name}-sensitivity", wanted=out is not None or not json) as write:
+        with progress_of(name, "simulations", 1) as progress:
+            result = api.sensitivity(loaded, replications, change=change, jobs=jobs, on_run=progress)
+        typer.echo(result.to_json() if json else result.text(figure or ()), nl=False)
+        write(result)

@@ -16,7 +16,7 @@ from servesim.config.files import shipped
 from servesim.report import charts, sections
 from servesim.report.words import LATENCY_TITLES, memory_parts
 
-__all__ = ["comparison_html", "plain_page", "report_html", "study_page"]
+__all__ = ["comparison_html", "figures_page", "plain_page", "report_html", "study_page"]
 
 
 def report_html(run: Run, summary: Summary) -> str:
@@ -94,6 +94,11 @@ def _changes(a: Run, b: Run) -> sections.Table:
 def study_page(template: str, data: Mapping[str, Any], **values: Any) -> str:
     """A page whose script draws ``data`` itself, as the reader asks for it."""
     return _page(template, {}, data=_embedded(data), **values)
+
+
+def figures_page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
+    """A page with charts that are drawn as it opens."""
+    return _page(template, figures, **values)
 
 
 def plain_page(template: str, **values: Any) -> str:

@@ -19,6 +19,8 @@ __all__ = [
     "paired_text",
     "replicated_json",
     "replicated_text",
+    "replications_about",
+    "replications_notes",
     "replications_rows",
 ]
 
@@ -28,18 +30,18 @@ _WIDTH = 84
 
 def replicated_text(found: Replications) -> str:
     """The table of one scenario: mean, half-width of the interval, and what is wide or refused."""
-    lines = [*_about(found), f"{'':<{_LABEL}}{'mean':>14}{'+-':>12}{'relative':>11}"]
+    lines = [*replications_about(found), f"{'':<{_LABEL}}{'mean':>14}{'+-':>12}{'relative':>11}"]
     for group, estimates in _groups(found.estimates()):
         lines.append(_head(f" {group} "))
         lines += map(_estimate, estimates)
-    lines += ["=" * _WIDTH, *_notes(found)]
+    lines += ["=" * _WIDTH, *replications_notes(found)]
     return "\n".join(lines) + "\n"
 
 
 def paired_text(a: Replications, b: Replications, differences: Sequence[PairedEstimate]) -> str:
     """The table of two scenarios: both means, and the difference B - A with its interval."""
     names = [f"{letter}: {one.scenario.scenario.name}" for letter, one in (("A", a), ("B", b))]
-    lines = [*_about(a, " Comparison "), *names]
+    lines = [*replications_about(a, " Comparison "), *names]
     lines.append(f"{'':<{_LABEL}}{'A':>12}{'B':>12}{'B - A':>12}{'+-':>10}  ")
     for group, of in _groups(differences):
         lines.append(_head(f" {group} "))
@@ -51,7 +53,7 @@ def paired_text(a: Replications, b: Replications, differences: Sequence[PairedEs
         f"holds the truth in {LEVEL:.0%}."
     )
     for one in (a, b):
-        lines += _notes(one)
+        lines += replications_notes(one)
     return "\n".join(lines) + "\n"
 
 
@@ -113,9 +115,13 @@ def _object(found: Replications) -> dict[str, Any]:
     }
 
 
-def _about(found: Replications, title: str = " Replications ") -> Iterator[str]:
+def replications_about(
+    found: Replications, title: str = " Replications ", width: int = _WIDTH
+) -> Iterator[str]:
+    """How the replications were made, below a title if there is one."""
     seeds = f"seeds {found.seeds[0]} to {found.seeds[-1]}"
-    yield f"{title:=^{_WIDTH}}"
+    if title:
+        yield f"{title:=^{width}}"
     yield f"{len(found.seeds)} replications ({seeds}); means with {LEVEL:.0%} intervals"
     if found.resampled:
         yield "Each draws the trace's requests again, in blocks, with replacement"
@@ -123,7 +129,8 @@ def _about(found: Replications, title: str = " Replications ") -> Iterator[str]:
         yield f"Left out as warm-up (MSER-5): {found.warm_up_s:.1f} s"
 
 
-def _notes(found: Replications) -> Iterator[str]:
+def replications_notes(found: Replications) -> Iterator[str]:
+    """What to know before reading on: no steady state, no chance, wide intervals."""
     name = found.scenario.scenario.name
     if not found.steady:
         yield (
