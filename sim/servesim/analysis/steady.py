@@ -12,7 +12,7 @@ from servesim.analysis.run import Run
 from servesim.analysis.summary import Summary
 from servesim.analysis.warmup import arrival_span_s
 from servesim.config.workload import BurstArrivals
-from servesim.engine.events import Log, RequestLog, StepLog
+from servesim.engine.events import Log
 
 __all__ = ["has_steady_state", "steady_summary"]
 
@@ -46,15 +46,9 @@ def steady_summary(run: Run, cut: float) -> Summary:
 def _between(log: Log, begin_s: float, end_s: float) -> Log:
     """The requests that arrive, and the rows of steps that begin, in [begin_s, end_s]."""
     kept = Log()
-    pairs: tuple[tuple[RequestLog | StepLog, RequestLog | StepLog, str], ...] = (
-        (log.requests, kept.requests, "arrival_s"),
-        (log.steps, kept.steps, "start_s"),
-    )
-    for source, target, name in pairs:
-        times_s = np.array(source.columns[name])
-        inside = (times_s >= begin_s) & (times_s <= end_s)
-        for key, values in source.columns.items():
-            target.columns[key].frombytes(np.array(values)[inside].tobytes())
+    arrival_s, start_s = log.requests.columns["arrival_s"], log.steps.columns["start_s"]
+    kept.requests = log.requests.where((arrival_s >= begin_s) & (arrival_s <= end_s))
+    kept.steps = log.steps.where((start_s >= begin_s) & (start_s <= end_s))
     kept.itl_gaps_s = log.itl_gaps_s
     kept.counters = dict(log.counters)
     kept.end_s, kept.interrupted = log.end_s, log.interrupted

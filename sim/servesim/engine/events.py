@@ -7,8 +7,9 @@ All times are simulated seconds since the first arrival's clock started.
 from __future__ import annotations
 
 from array import array
+from copy import copy
 from struct import Struct
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,26 @@ class _Rows:
 
     def __init__(self, floats: tuple[str, ...], integers: tuple[str, ...]) -> None:
         self._row = np.dtype([*((name, "<f8") for name in floats), *((name, "<i8") for name in integers)])
-        self._pack = Struct(f"<{len(floats)}d{len(integers)}q").pack
+        self._format = f"<{len(floats)}d{len(integers)}q"
+        self._pack = Struct(self._format).pack
         self._bytes = bytearray()
         self._columns: dict[str, NDArray[Any]] = {}
 
     def append(self, *row: float) -> None:
         """Add one row, in the order of the columns."""
         self._bytes += self._pack(*row)
+
+    def where(self, kept: NDArray[np.bool_]) -> Self:
+        """A log of those rows alone."""
+        part = copy(self)
+        part._bytes = bytearray(np.frombuffer(bytes(self._bytes), dtype=self._row)[kept].tobytes())
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_pack", "_columns")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _pack=Struct(state["_format"]).pack, _columns={})
 
     def __len__(self) -> int:
         return len(self._bytes) // self._row.itemsize

@@ -41,6 +41,7 @@ def _bars(name: str, names: Sequence[str], changes: Sequence[Interval | None], c
         "error_x": {
             "type": "data",
             "array": [_percent(one.half_width) for _, one in known],
+            "color": "#7b858e",
             "thickness": 1.2,
             "width": 3,
         },
