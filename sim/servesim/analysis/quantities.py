@@ -56,6 +56,16 @@ def _latency(name: str) -> Iterator[Quantity]:
     yield Quantity(f"p99_{name}_ms", group, f"P99 {title} (ms)", lambda s: of(s).p99_s * 1e3, -1, 0.99, count)
 
 
+def _prompt_per_request(summary: Summary) -> float:
+    return summary.total_input_tokens / summary.completed if summary.completed else math.nan
+
+
+def _computed_per_request(summary: Summary) -> float:
+    """Prompt tokens that the prefix cache did not supply."""
+    hits = summary.load.prefix_cache_hit_rate
+    return _prompt_per_request(summary) * (1.0 if math.isnan(hits) else 1 - hits)
+
+
 _THROUGHPUT = tuple(
     Quantity(key, "Throughput", label, of, better)
     for key, label, of, better in (
@@ -66,6 +76,8 @@ _THROUGHPUT = tuple(
         ("request_goodput", "Request goodput (req/s)", lambda s: s.request_goodput, 1),
         ("output_throughput", "Output token throughput (tok/s)", lambda s: s.output_throughput, 1),
         ("total_token_throughput", "Total token throughput (tok/s)", lambda s: s.total_token_throughput, 1),
+        ("prompt_tokens_per_request", "Prompt tokens per request", _prompt_per_request, 0),
+        ("computed_tokens_per_request", "Prompt tokens computed per request", _computed_per_request, -1),
     )
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 from servesim.analysis.intervals import LEVEL, WIDE, Interval
 from servesim.analysis.quantities import QUANTITIES
 from servesim.analysis.replications import Estimate, PairedEstimate, Replications
-from servesim.report.words import figure_text
+from servesim.report.words import figure_text, percent
 
 __all__ = [
     "interval_json",
@@ -50,10 +50,9 @@ def paired_text(a: Replications, b: Replications, differences: Sequence[PairedEs
     apart = sum(one.is_told_apart for one in differences)
     lines.append(
         f"{apart} of {len(differences)} figures differ for sure (marked B > A or B < A); each interval alone "
-        f"holds the truth in {LEVEL:.0%}."
+        f"holds the truth in {percent(LEVEL)}."
     )
-    for one in (a, b):
-        lines += replications_notes(one)
+    lines += dict.fromkeys(note for one in (a, b) for note in _doubts(one))
     return "\n".join(lines) + "\n"
 
 
@@ -122,7 +121,7 @@ def replications_about(
     seeds = f"seeds {found.seeds[0]} to {found.seeds[-1]}"
     if title:
         yield f"{title:=^{width}}"
-    yield f"{len(found.seeds)} replications ({seeds}); means with {LEVEL:.0%} intervals"
+    yield f"{len(found.seeds)} replications ({seeds}); means with {percent(LEVEL)} intervals"
     if found.resampled:
         yield "Each draws the trace's requests again, in blocks, with replacement"
     if found.warm_up_s is not None:
@@ -131,6 +130,17 @@ def replications_about(
 
 def replications_notes(found: Replications) -> Iterator[str]:
     """What to know before reading on: no steady state, no chance, wide intervals."""
+    yield from _doubts(found)
+    name = found.scenario.scenario.name
+    wide = [one.quantity.label for one in found.estimates() if one.interval and one.interval.is_wide]
+    if wide:
+        yield (
+            f"Wide ({name}): {len(wide)} figures are uncertain by more than {percent(WIDE)} "
+            "-> ask for more replications or more requests"
+        )
+
+
+def _doubts(found: Replications) -> Iterator[str]:
     name = found.scenario.scenario.name
     if not found.steady:
         yield (
@@ -141,12 +151,6 @@ def replications_notes(found: Replications) -> Iterator[str]:
         yield (
             f"Warning ({name}): all replications are the same: nothing in the workload is random "
             "-> describe random arrivals or lengths"
-        )
-    wide = [one.quantity.label for one in found.estimates() if one.interval and one.interval.is_wide]
-    if wide:
-        yield (
-            f"Wide ({name}): {len(wide)} figures are uncertain by more than {WIDE:.0%} "
-            "-> ask for more replications or more requests"
         )
 
 
@@ -167,7 +171,7 @@ def _estimate(one: Estimate) -> str:
     if not one.interval.half_width:
         return f"{label}{mean:>14}{'0':>12}"
     flag = "  wide" if one.interval.is_wide else ""
-    return f"{label}{mean:>14}{half:>12}{one.interval.relative:>10.1%} {flag}".rstrip()
+    return f"{label}{mean:>14}{half:>12}{percent(one.interval.relative, 1):>11}{flag}".rstrip()
 
 
 def _difference(one: PairedEstimate) -> str:

@@ -17,7 +17,7 @@ from servesim.report.html import figures_page
 from servesim.report.replicated import interval_json, replications_about, replications_notes
 from servesim.report.sections import Table
 from servesim.report.tornado import tornado
-from servesim.report.words import figure_text
+from servesim.report.words import figure_text, percent
 from servesim.units import format_share
 
 __all__ = ["USUAL_FIGURES", "sensitivity_html", "sensitivity_json", "sensitivity_text"]
@@ -96,8 +96,8 @@ def sensitivity_html(of: Sensitivity, keys: Sequence[str] = ()) -> str:
         "sensitivity.html.j2",
         figures,
         title=f"{of.base.scenario.scenario.name}: sensitivity",
-        subtitle=" ".join(replications_about(of.base, "", 0)),
-        percent=f"{of.change:.0%}",
+        subtitle=". ".join(replications_about(of.base, "", 0)),
+        percent=percent(of.change),
         charts=charts,
         sources=Table("Uncertainty by source", ("Figure", "Mean", *_source_names(of)), source_rows),
         explained=tuple((name, _EXPLAINED[name]) for name in ("seeds", "workload", "model")),
@@ -120,7 +120,7 @@ def _tornado(of: Sensitivity, key: str) -> Iterator[str]:
         yield f"n/a: {estimate.refused}"
         return
     yield f"Base: {figure_text(estimate.interval.value)} +- {figure_text(estimate.interval.half_width)}"
-    yield f"{'':<{_LABEL}}{f'-{of.change:.0%}':>20}{f'+{of.change:.0%}':>20}{'elasticity':>20}"
+    yield f"{'':<{_LABEL}}{f'-{percent(of.change)}':>20}{f'+{percent(of.change)}':>20}{'elasticity':>20}"
     for one in of.effects(key):
         cells = (_percent(one.down), _percent(one.up), _number(one.elasticity))
         yield f"{one.input.label:<{_LABEL}}" + "".join(f"{cell:>20}" for cell in cells)
@@ -129,7 +129,7 @@ def _tornado(of: Sensitivity, key: str) -> Iterator[str]:
 def _percent(interval: Interval | None) -> str:
     if interval is None:
         return "-"
-    return f"{interval.value + 0.0:+.1%} +- {interval.half_width:.1%}"
+    return f"{percent(interval.value, 1, '+')} +- {percent(interval.half_width, 1)}"
 
 
 def _number(interval: Interval | None) -> str:
@@ -141,7 +141,7 @@ def _elasticities(of: Sensitivity, key: str) -> Table:
         (one.input.label, _percent(one.down), _percent(one.up), _number(one.elasticity))
         for one in of.effects(key)
     )
-    head = ("Input", f"-{of.change:.0%}", f"+{of.change:.0%}", "Elasticity")
+    head = ("Input", f"-{percent(of.change)}", f"+{percent(of.change)}", "Elasticity")
     return Table(QUANTITIES[key].label, head, rows)
 
 

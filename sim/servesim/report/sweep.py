@@ -14,7 +14,7 @@ from servesim.analysis.run_folder import json_text
 from servesim.errors import ConfigError, Problem, did_you_mean
 from servesim.report.html import study_page
 from servesim.report.sections import Table
-from servesim.report.words import figure_text
+from servesim.report.words import figure_text, percent
 
 __all__ = ["check_figures", "sweep_html", "sweep_json", "sweep_rows", "sweep_text"]
 
@@ -63,7 +63,7 @@ def sweep_text(manifest: Mapping[str, Any], points: Points, figures: Sequence[st
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(head))]
     about = f"{manifest['scenario']}: {len(points)} points"
     if replicated:
-        about += f", {manifest['replications']} replications each, {LEVEL:.0%} intervals"
+        about += f", {manifest['replications']} replications each, {percent(LEVEL)} intervals"
     lines = [about, *("  ".join(map(str.rjust, row, widths)).rstrip() for row in rows)]
     refused = [point for point in points if "error" in point]
     if refused:

@@ -8,6 +8,7 @@ from typing import Any
 from servesim.analysis.intervals import Interval
 from servesim.analysis.sensitivity import Effect
 from servesim.report.charts import BLUE, ORANGE, Figure
+from servesim.report.words import percent
 
 __all__ = ["tornado"]
 
@@ -17,8 +18,8 @@ def tornado(effects: Sequence[Effect], change: float) -> Figure:
     ordered = [one for one in reversed(effects) if one.swing > 0]
     names = [one.input.label for one in ordered]
     data = [
-        _bars(f"Input -{change:.0%}", names, [one.down for one in ordered], ORANGE),
-        _bars(f"Input +{change:.0%}", names, [one.up for one in ordered], BLUE),
+        _bars(f"Input -{percent(change)}", names, [one.down for one in ordered], ORANGE),
+        _bars(f"Input +{percent(change)}", names, [one.up for one in ordered], BLUE),
     ]
     layout = {
         "barmode": "overlay",
@@ -37,10 +38,10 @@ def _bars(name: str, names: Sequence[str], changes: Sequence[Interval | None], c
         "orientation": "h",
         "name": name,
         "y": [label for label, _ in known],
-        "x": [_percent(one.value) for _, one in known],
+        "x": [_points(one.value) for _, one in known],
         "error_x": {
             "type": "data",
-            "array": [_percent(one.half_width) for _, one in known],
+            "array": [_points(one.half_width) for _, one in known],
             "color": "#7b858e",
             "thickness": 1.2,
             "width": 3,
@@ -50,5 +51,5 @@ def _bars(name: str, names: Sequence[str], changes: Sequence[Interval | None], c
     }
 
 
-def _percent(share: float) -> float:
+def _points(share: float) -> float:
     return float(f"{share * 100:.4g}")

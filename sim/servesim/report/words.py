@@ -21,6 +21,7 @@ __all__ = [
     "change",
     "figure_text",
     "memory_parts",
+    "percent",
     "verdict",
 ]
 
@@ -84,6 +85,11 @@ def figure_text(value: float) -> str:
         return f"{value:.0f}"
     decimals = 1 if size >= 1000 else 2 if size >= 1 else 4
     return f"{value:.3g}" if size < 0.01 else f"{value:.{decimals}f}"
+
+
+def percent(share: float, decimals: int = 0, sign: str = "") -> str:
+    """``95 %``; with ``sign`` "+" always with its sign, and no negative zero."""
+    return f"{round(100 * share, decimals) + 0.0:{sign}.{decimals}f} %"
 
 
 @dataclass(frozen=True, slots=True)
