@@ -6,7 +6,9 @@
   const place = (axis, value) => (numeric[axis] ? Number(value) : value);
   if (numeric.some(Boolean)) axes.forEach((axis, i) => numeric[i] && axis.values.sort((a, b) => a - b));
   const byValues = new Map(points.map((point, number) => [point.values.join("\n"), number]));
-  const state = { figure: Math.max(0, figures.findIndex((one) => one.key === start)), along: 0, chosen: axes.map(() => 0), number: 0 };
+  const lengths = axes.map((axis, i) => (numeric[i] ? axis.values.length : 0));
+  const along = lengths.indexOf(Math.max(...lengths));  // the longest axis of numbers, else the first
+  const state = { figure: Math.max(0, figures.findIndex((one) => one.key === start)), along, chosen: axes.map(() => 0), number: 0 };
 
   const text = (value) => {
     if (value === null || value === undefined) return "n/a";
@@ -43,7 +45,7 @@
     ? [slider("Point", points.length - 1, (value) => { state.number = value; })]
     : axes.map((axis, i) => slider(axis.path, axis.values.length - 1, (value) => { state.chosen[i] = value; }));
   options(at("figure"), figures.map((one) => [one.label, one.group]), state.figure);
-  options(at("along"), axes.map((axis) => [axis.path, ""]), 0);
+  options(at("along"), axes.map((axis) => [axis.path, ""]), along);
   at("figure").addEventListener("change", (event) => { state.figure = Number(event.target.value); draw(); });
   at("along").addEventListener("change", (event) => { state.along = Number(event.target.value); draw(); });
 
@@ -75,8 +77,8 @@
       : axes[i].values.map((value) => pointAt(replaced(values, [i, value])));
     const x = shown.map((point) => place(i, point.values[i]));
     const main = {
-      type: "scatter", mode: latin ? "markers" : "lines+markers", x, y: shown.map(figureOf), name: label,
-      line: { color: "#0072B2", width: 2 }, marker: { color: "#0072B2", size: latin ? 7 : 6 },
+      type: "scatter", mode: latin || !numeric[i] ? "markers" : "lines+markers", x, y: shown.map(figureOf), name: label,
+      line: { color: "#0072B2", width: 2 }, marker: { color: "#0072B2", size: latin ? 7 : numeric[i] ? 6 : 10 },
       hovertemplate: `%{x}: %{y:,.5~g}<extra></extra>`,
     };
     if (shown.some((point) => halfOf(point) !== null)) {

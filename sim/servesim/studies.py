@@ -56,6 +56,12 @@ class Replicated:
 
         return replicated_json(self.replications)
 
+    def to_html(self) -> str:
+        """The figures with their intervals, and the warm-up, as one offline page."""
+        from servesim.report.replicated_page import replicated_html
+
+        return replicated_html(self.replications)
+
     @property
     def frame(self) -> pd.DataFrame:
         """A row per replication."""
@@ -69,7 +75,11 @@ class Replicated:
         """Everything that ``servesim run --replications N --out`` writes, by file name."""
         from servesim.analysis.tables import to_csv
 
-        return {"result.json": self.to_json(), "replications.csv": to_csv(self.frame)}
+        return {
+            "replications.html": self.to_html(),
+            "result.json": self.to_json(),
+            "replications.csv": to_csv(self.frame),
+        }
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,12 @@ class PairedReplications:
 
         return paired_text(self.a, self.b, self.differences)
 
+    def to_html(self) -> str:
+        """The differences with their intervals as one offline page."""
+        from servesim.report.replicated_page import paired_html
+
+        return paired_html(self.a, self.b, self.differences)
+
     def to_json(self) -> str:
         """Both, and the differences."""
         from servesim.report.replicated import paired_json
@@ -97,7 +113,7 @@ class PairedReplications:
 
     def files(self) -> dict[str, str]:
         """Everything that ``servesim compare --replications N --out`` writes, by file name."""
-        return {"compare.json": self.to_json()}
+        return {"compare.html": self.to_html(), "compare.json": self.to_json()}
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,18 @@ def test_moving_a_slider_shows_another_point(chat, tmp_path):
     assert "does not fit" in seen.dom[seen.dom.index('id="chosen-about"') :]
 
 
+def test_pages_of_replications_draw_warm_up_and_differences(chat, tmp_path):
+    (tmp_path / "other.yaml").write_text(f"extends: {chat}\nname: other\nengine: {{max_num_seqs: 3}}\n")
+    one = studies.replicate(chat, 2, jobs=1)
+    two = studies.replicate_compared(chat, tmp_path / "other.yaml", 2, jobs=1)
+    for page, charts in ((one.to_html(), 2), (two.to_html(), 3)):
+        seen = visit(page, tmp_path)
+        assert f'data-drawn="{charts}"' in seen.dom
+        assert seen.console == []
+        assert seen.requested == set()
+        assert "Mean TTFT (ms)" in seen.dom
+
+
 def test_a_sensitivity_page_draws_its_tornadoes(chat, tmp_path):
     found = studies.sensitivity(chat, 2, jobs=1)
     seen = visit(found.to_html(), tmp_path)

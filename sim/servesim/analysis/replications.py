@@ -20,7 +20,7 @@ from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.analysis.steady import has_steady_state, steady_summary
 from servesim.analysis.summary import Summary
-from servesim.analysis.warmup import arrival_span_s, cuts_of, load_of
+from servesim.analysis.warmup import Load, arrival_span_s, cuts_of, load_of, mean_load
 from servesim.config.load import LoadedScenario
 from servesim.config.workload import TimedTrace
 from servesim.workload.resampled import ResampledWorkload
@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+_OF_THE_WINDOW = ("completed", "duration")  # how much is left of a run after both cuts: no figure to compare
 Map = Callable[[Callable[[LoadedScenario], Run], Sequence[LoadedScenario]], Iterable[Run]]
 
 
@@ -78,6 +79,8 @@ class Replications:
     """The workload is a trace drawn again in blocks, not replayed."""
     warm_up_s: float | None
     """Left out at the begin on average; None: no steady state was found, figures are of whole runs."""
+    load: Load | None
+    """The queue and the KV use over time, mean over the replications; None when all requests come at once."""
 
     @property
     def steady(self) -> bool:
@@ -191,6 +194,7 @@ def _replications(loaded: LoadedScenario, runs: Sequence[Run], cuts: list[float]
         tuple(summaries),
         is_resampled(loaded),
         None if cuts is None else float(np.mean(np.multiply(cuts, spans_s))),
+        mean_load([load_of(run) for run in runs]),
     )
 
 
@@ -199,7 +203,11 @@ def differences(a: Replications, b: Replications, comparisons: int = 1) -> list[
 
     With several ``comparisons`` of this kind in one table all of them hold at once (Bonferroni).
     """
-    found = ((one.quantity, one, b.estimate(one.quantity.key)) for one in a.estimates())
+    found = (
+        (one.quantity, one, b.estimate(one.quantity.key))
+        for one in a.estimates()
+        if one.quantity.key not in _OF_THE_WINDOW
+    )
     return [_paired(a, b, *each, comparisons) for each in found]
 
 

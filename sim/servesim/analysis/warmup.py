@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from servesim.analysis.run import Run
 from servesim.analysis.timeline import timeline
 
-__all__ = ["BINS", "Load", "arrival_span_s", "cross_cuts", "cuts_of", "load_of", "mser5"]
+__all__ = ["BINS", "Load", "arrival_span_s", "cross_cuts", "cuts_of", "load_of", "mean_load", "mser5"]
 
 Floats = NDArray[np.float64]
 
@@ -77,6 +77,17 @@ def load_of(run: Run) -> Load:
         line.bin_means(edges_s, waiting, waiting),
         line.bin_means(edges_s, np.asarray(live[0]), np.asarray(live[1])),
     )
+
+
+def mean_load(loads: Sequence[Load]) -> Load | None:
+    """The mean of the replications, bin by bin, as Welch's plot shows it; None when they have no bins."""
+    if not all(len(load.waiting) for load in loads):
+        return None
+    waiting, kv_tokens = (
+        np.mean([getattr(one, name) for one in loads], axis=0) for name in ("waiting", "kv_tokens")
+    )
+    span_s = float(np.mean([one.end_s - one.begin_s for one in loads]))
+    return Load(0.0, span_s, waiting, kv_tokens)
 
 
 def cuts_of(loads: Sequence[Load]) -> list[float] | None:

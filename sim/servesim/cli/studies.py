@@ -86,13 +86,13 @@ def sweep(
 ) -> None:
     """Simulate a scenario over a grid of values. An interrupted sweep goes on when it is asked for again."""
     from servesim import api
-    from servesim.report.folder import prepare_folder, write_files
+    from servesim.report.folder import write_files
     from servesim.report.sweep import check_figures
 
     check_figures(figure or ())
     changes = overrides(set_, seed)
     name = api.load(scenario, changes).scenario.name
-    folder = prepare_folder(out or Path("out") / f"{name}-sweep")
+    folder = out or Path("out") / f"{name}-sweep"
     try:
         with progress_of(name, "points", 1) as progress:
             result = api.sweep(
