@@ -48,17 +48,12 @@ class Cruise:
         self._wait_until = wait_until
 
     def run(self, flight: Flight, now_s: float) -> Generator[Any, Any, tuple[float, Flight | None]]:
-        """Go on from a plan that coasts and begins now; returns the time and what begins then, None if nothing.
+        """Go on from a plan that coasts and begins now; returns the time and what begins then, if anything.
 
         Returns where blocks may run short and where somebody is not let in whole.
         """
         scheduler, lead, next_event_s, ledger = self._scheduler, self._lead, self._next_event_s, self._ledger
-        group, kv, append, pace = (
-            scheduler.group,
-            scheduler.kv,
-            self._log.steps.append,
-            self._step_time.decode_steps,
-        )
+        group, kv, rows = scheduler.group, scheduler.kv, self._log.steps
         alone = not (flight.plan.scheduled or flight.plan.finishing)  # a row of the group, not a plan
         if alone:
             scheduler.drop_plans()
@@ -81,13 +76,18 @@ class Cruise:
                 yield self._wait_until(decided_s)
             if alone:
                 ended = scheduler.pop_ended()
-            after = self._plan(len(ended), decided_s) if lead else None
+            after = None
+            if lead:
+                if scheduler.waiting:
+                    after = self._let_in(len(ended), decided_s)
+                elif group.members:
+                    scheduler.advance_group(1, group.blocks_demanded(1))
             if alone:
                 scheduler.commit_group(ended, more + 1, end_s)
-                append(
+                rows.write(rows.pack(
                     now_s, flight.first_s, flight.growth_s, more + 1, count, 0, 0, flight.levels[0],
                     count, count, count, 0, 0, *flight.levels, *levels,
-                )  # fmt: skip
+                ))  # fmt: skip
                 self._log.end_s = end_s
                 for request in ended:
                     ledger.end(request, end_s)
@@ -98,7 +98,10 @@ class Cruise:
             if not lead:
                 while next_event_s() <= now_s:  # who follows those that have ended
                     yield self._wait_until(now_s)
-                after = self._plan(0, now_s)
+                if scheduler.waiting:
+                    after = self._let_in(0, now_s)
+                elif group.members:
+                    scheduler.advance_group(1, group.blocks_demanded(1))
             if after is not None:
                 alone, flight = False, after
                 flight.begin(now_s, scheduler.levels())
@@ -109,7 +112,9 @@ class Cruise:
                     alone, flight = True, Flight(flight.plan)
                 levels = scheduler.levels()
                 count = len(group.members)
-                flight.first_s, flight.growth_s, flight.num_steps = pace(count, (levels[0],), (count,))
+                flight.first_s, flight.growth_s, flight.num_steps = self._step_time.decode_steps(
+                    count, (levels[0],), (count,)
+                )
                 flight.begin(now_s, levels)
             else:
                 return now_s, None
@@ -124,14 +129,9 @@ class Cruise:
             more, decided_s = steps - 1 + lead, now_s + flight.duration_s(steps)
         return more, decided_s, now_s + flight.duration_s(more + 1)
 
-    def _plan(self, draining: int, now_s: float) -> Flight | None:
-        """Schedule the next step: of the group alone, or with those who have arrived, whose plan takes off."""
-        scheduler = self._scheduler
-        if not scheduler.waiting:
-            if scheduler.group.members:
-                scheduler.advance_group(1, scheduler.group.blocks_demanded(1))
-            return None
-        plan = scheduler.plan_beside_group(draining, bool(self._lead))
+    def _let_in(self, draining: int, now_s: float) -> Flight | None:
+        """Schedule the next step of the group and of those who have arrived."""
+        plan = self._scheduler.plan_beside_group(draining, bool(self._lead))
         if plan is None:
             return None
         for state in plan.admitted:
