@@ -98,7 +98,7 @@ class OperatorLaw:
         num_decodes, contexts, chunks, num_sampled, _ = shape
         num_tokens = shape.num_tokens
         seconds = self._fixed_s(num_tokens, num_decodes, num_sampled)
-        for context, slope_s in zip(contexts, self._slopes_s, strict=True):
+        for context, slope_s in zip(contexts, self._slopes_s):  # noqa: B905
             seconds += context * slope_s
         if chunks:
             seconds += self._prefill_attention_s(chunks)
