@@ -28,7 +28,7 @@ class _Rows:
         self._ready()
 
     def _ready(self) -> None:
-        kinds = "".join("d" if self._row[i].kind == "f" else "q" for i in range(len(self._row)))
+        kinds = "".join("d" if self._row[name].kind == "f" else "q" for name in self._row.names or ())
         # What append does, for who has many rows: write(pack(*row)).
         self.pack, self.write = Struct(f"<{kinds}").pack, self._bytes.extend
         self._columns: dict[str, NDArray[Any]] = {}
