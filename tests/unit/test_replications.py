@@ -11,7 +11,6 @@ import scipy.stats
 
 import servesim
 from servesim.analysis.intervals import (
-    batch_means,
     needed_samples,
     quantile_interval,
     share_interval,
@@ -84,18 +83,6 @@ def test_a_quantile_needs_ten_samples_beyond_it() -> None:
 def test_a_share_of_all_is_not_certain() -> None:
     assert share_interval(20, 20).low == pytest.approx(0.8389, abs=1e-4)
     assert share_interval(20, 20).high == pytest.approx(1.0)
-
-
-def test_batch_means_of_a_correlated_series_are_wider_than_those_of_its_values() -> None:
-    rng = np.random.default_rng(1)
-    noise = np.zeros(20_000)
-    for i in range(1, len(noise)):
-        noise[i] = 0.95 * noise[i - 1] + rng.standard_normal()
-    found = batch_means(noise)
-    assert found is not None
-    assert found.low < 0 < found.high
-    assert found.half_width > 3 * t_interval(noise).half_width
-    assert batch_means(np.cumsum(rng.standard_normal(200))) is None
 
 
 # ---- a trace drawn again ---------------------------------------------------------------------------

@@ -143,6 +143,8 @@ def test_recorded_errors_are_those_of_the_load() -> None:
     assert calibrated is not None
     assert np.abs(calibrated.errors).mean() < np.abs(saturated.errors).mean()
     assert model_error("mean_queue_ms", "saturated", calibrated=False) is None
+    assert saturated.ratio.low <= saturated.ratio.value <= saturated.ratio.high
+    assert saturated.ratio.value == pytest.approx(math.exp(-np.median(saturated.errors)), rel=0.02)
     assert saturated.real(10.0) == pytest.approx(10.0 / np.exp(saturated.errors))
 
 

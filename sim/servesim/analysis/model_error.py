@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from servesim.analysis.intervals import Interval, quantile_interval
 from servesim.config.files import shipped
 
 __all__ = ["ModelError", "model_error"]
@@ -25,6 +26,11 @@ class ModelError:
     errors: Floats
     recorded_at: str
     """The load they were recorded at; ``any load`` where too few were at the scenario's own."""
+
+    @property
+    def ratio(self) -> Interval:
+        """Real over simulated, in the median, with its order-statistic interval over the recorded runs."""
+        return quantile_interval(np.exp(-self.errors), 0.5)
 
     def real(self, simulated: float) -> Floats:
         """What the real figure would be, by each of the recorded errors."""

@@ -148,8 +148,8 @@ def _elasticities(of: Sensitivity, key: str) -> Table:
 # ---- sources of uncertainty ------------------------------------------------------------------------
 
 
-def _source_names(of: Sensitivity) -> tuple[str, str, str]:
-    return ("Seeds", "Workload", f"Model ({of.load})")
+def _source_names(of: Sensitivity) -> tuple[str, str, str, str]:
+    return ("Seeds", "Workload", f"Model ({of.load})", "Real over simulated")
 
 
 def _spread(of: Sensitivity, key: str) -> tuple[float, float]:
@@ -174,6 +174,7 @@ def _source_values(of: Sensitivity, key: str) -> dict[str, Any]:
         found["model"] = [float(low), float(high)]
         found["model_recorded_at"] = errors.recorded_at
         found["model_runs"] = len(errors.errors)
+        found["model_ratio"] = _interval(errors.ratio)
     return found
 
 
@@ -183,9 +184,11 @@ def _source_cells(of: Sensitivity, key: str) -> tuple[str, ...]:
     for name, missing in (("seeds", "nothing drawn"), ("workload", "laws given")):
         cells.append(_range(values[name]) if values[name] else missing)
     if values["model"] is None:
-        return (*cells, "not recorded")
+        return (*cells, "not recorded", "")
     where = "" if values["model_recorded_at"] == of.load else ", any load"
-    return (*cells, f"{_range(values['model'])} ({values['model_runs']} runs{where})")
+    ratio = values["model_ratio"]
+    typical = f"{figure_text(ratio['mean'])} ({_range((ratio['low'], ratio['high']))})"
+    return (*cells, f"{_range(values['model'])} ({values['model_runs']} runs{where})", typical)
 
 
 def _range(ends: Sequence[float]) -> str:
@@ -196,12 +199,14 @@ def _sources(of: Sensitivity, keys: Sequence[str]) -> Iterator[str]:
     yield f"{' Where 95 % of the results would lie, by what is doubted ':-^{_WIDTH}}"
     for name, text in _EXPLAINED.items():
         yield f"{name}: {text}"
-    yield f"{'':<{_LABEL}}{'mean':>9}" + "".join(f"{name:>20}" for name in _source_names(of)[:2]) + "  model"
+    yield _source_line("", "mean", "seeds", "workload", "model", "real over simulated")
     for key in keys:
-        if of.base.estimate(key).interval is None:
-            continue
-        mean, seeds, workload, model = _source_cells(of, key)
-        yield f"{QUANTITIES[key].label:<{_LABEL}}{mean:>9}{seeds:>20}{workload:>20}  {model}"
+        if of.base.estimate(key).interval is not None:
+            yield _source_line(QUANTITIES[key].label, *_source_cells(of, key))
+
+
+def _source_line(label: str, mean: str, seeds: str, workload: str, model: str, ratio: str = "") -> str:
+    return f"{label:<{_LABEL}}{mean:>9}{seeds:>20}{workload:>20}  {model:<42}{ratio}".rstrip()
 
 
 # ---- the SLO ---------------------------------------------------------------------------------------
