@@ -14,7 +14,7 @@ from servesim.analysis.capacity import Trial, at_load, capacity_bracket, slo_tri
 from servesim.config.load import load_scenario
 from servesim.errors import StudyError
 
-EXPERIMENTS = int(os.environ.get("BRACKETS", "100"))  # BRACKETS=1000: some minutes
+EXPERIMENTS = int(os.environ.get("BRACKETS", "60"))  # BRACKETS=1000: some minutes
 CUSTOMERS = 20_000  # shorter runs see too small a P99
 
 
