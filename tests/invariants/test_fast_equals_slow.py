@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from servesim.api import simulate
 from servesim.engine.events import Log
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
-from servesim.engine.state import AdmissionFailure, Plan
+from servesim.engine.state import AdmissionFailure, Plan, RequestState
 from servesim.engine.versions import RULES
 from servesim.workload.request import Request, Segment
 
@@ -41,6 +41,11 @@ class _Recorder(Scheduler):
             ended = tuple(r.request.index for r in plan.finishing)
             self.decisions.append((plan.last_step, "finished", ended))
         return result
+
+    def commit_group(self, ended: list[RequestState], steps: int, now_s: float) -> None:
+        super().commit_group(ended, steps, now_s)
+        if ended:
+            self.decisions.append((self._committed_step, "finished", tuple(r.request.index for r in ended)))
 
 
 def serve(case: Case, *, one_by_one: bool) -> tuple[Log, list[tuple[int, str, tuple[int, ...]]]]:
