@@ -47,7 +47,13 @@ class CheckedScheduler(Scheduler):
 
     def plan(self) -> Plan | None:
         queue = self._in_order()
-        plan = super().plan()
+        return self._check_plan(queue, super().plan())
+
+    def plan_beside_group(self, draining: int, pending: bool) -> Plan | None:
+        queue = self._in_order()
+        return self._check_plan(queue, super().plan_beside_group(draining, pending))
+
+    def _check_plan(self, queue: list[RequestState], plan: Plan | None) -> Plan | None:
         if plan is None:
             assert self.group.members or self.running or not self.waiting, "8: idle while somebody waits"
         else:

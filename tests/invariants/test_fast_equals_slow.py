@@ -28,7 +28,12 @@ class _Recorder(Scheduler):
         self.decisions: list[tuple[int, str, tuple[int, ...]]] = []
 
     def plan(self) -> Plan | None:
-        plan = super().plan()
+        return self._note(super().plan())
+
+    def plan_beside_group(self, draining: int, pending: bool) -> Plan | None:
+        return self._note(super().plan_beside_group(draining, pending))
+
+    def _note(self, plan: Plan | None) -> Plan | None:
         if plan is not None:
             for what, who in (("admitted", plan.admitted), ("preempted", plan.preempted)):
                 if who:

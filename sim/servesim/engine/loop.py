@@ -9,7 +9,7 @@ from typing import Any
 import simpy
 
 from servesim.cost.step_time import StepTime
-from servesim.engine.coasting import Coaster
+from servesim.engine.cruise import Cruise
 from servesim.engine.events import Log
 from servesim.engine.flight import Flight
 from servesim.engine.ledger import Ledger
@@ -98,9 +98,12 @@ class Engine:
         self._flights: deque[Flight] = deque()
         self._idle: simpy.Event | None = None
         self._ledger = Ledger(scheduler, log, on_end)
-        self._coaster = None
+        self._cruise = None
         if step_time.windows == (None,):
-            self._coaster = Coaster(scheduler, step_time, log, self._ledger, pipeline_depth - 1, env.peek)
+            self._cruise = Cruise(
+                scheduler, step_time, log, self._ledger, pipeline_depth - 1,
+                self._set_pace, env.peek, lambda time_s: env.timeout(time_s - env.now),
+            )  # fmt: skip
         env.process(self._serve())
 
     def submit(self, request: Request) -> None:
@@ -132,12 +135,11 @@ class Engine:
             while env.peek() <= self._now_s:  # what is due by now comes first
                 yield env.timeout(self._now_s - env.now)
             if flights and flights[0].plan.coasts and not scheduler.news:
-                if self._coaster and not scheduler.waiting:
-                    self._now_s, on_its_way = self._coaster.run(flights[0], self._now_s)
-                    if not on_its_way:
-                        flights.popleft()
-                        continue
-                    if scheduler.news or env.peek() <= self._now_s:
+                if self._cruise and not (scheduler.waiting or flights[0].done):
+                    self._now_s, flight = yield from self._cruise.run(flights.popleft(), self._now_s)
+                    if flight is not None:
+                        flights.append(flight)
+                    if flight is None or scheduler.news or env.peek() <= self._now_s:
                         continue
                 yield from self._coast(flights[0])
                 if env.peek() <= self._now_s or len(flights) == self._depth:

@@ -50,7 +50,7 @@ class Scheduler(OneByOneScheduler):
             plan.together, plan.group_size = False, 0
             budget = self._schedule_running(plan)
         else:
-            budget = self._advance_together(plan, chunks)
+            budget = self._advance_together(plan, chunks, bool(self._in_flight))
         settled = not plan.preempted and self._admit(plan, budget)
         if not (plan.scheduled or plan.group_size or plan.preempted):
             return None
@@ -95,28 +95,48 @@ class Scheduler(OneByOneScheduler):
         self._committed_step += steps
         self._committed_s = now_s
 
-    def schedule_group(self) -> None:
-        """Schedule the next step of the group alone."""
-        self.kv.grow(self.group.blocks_demanded(1))
-        self.group.pass_steps(1)
-        self.step += 1
+    def advance_group(self, steps: int, blocks: int) -> None:
+        """Schedule steps of the group alone, which take so many blocks and lead nobody beyond the end."""
+        if blocks:
+            self.kv.grow(blocks)
+        self.group.pass_steps(steps)
+        self.step += steps
+
+    def plan_beside_group(self, draining: int, pending: bool) -> Plan | None:
+        """Schedule a step of the group, for which there are blocks, and of those who wait; None if of nobody.
+
+        ``draining`` requests have left the group with a step that is in flight; ``pending``: one is.
+        """
+        plan = self._open(len(self.group.members))
+        budget = self._advance_together(plan, [], pending)
+        settled = self._admit(plan, budget)
+        if not (plan.scheduled or plan.group_size):
+            return None
+        self._close(plan)
+        plan.num_draining += draining
+        plan.coasts = settled and len(self._loose) == plan.num_draining + len(plan.finishing)
+        return plan
+
+    def pop_ended(self) -> list[RequestState]:
+        """The members whose last token is on its way; they leave the group."""
+        ended = self.group.pop_ended()
+        for request in ended:
+            self._loose[request] = None
+        return ended
 
     def commit_group(self, ended: list[RequestState], steps: int, now_s: float) -> None:
-        """Process the output of ``steps`` steps of the group alone, of which the first was scheduled before.
-
-        ``ended`` left the group with the last one.
-        """
-        self.step += steps - 1
+        """Process the output of ``steps`` steps of the group alone; ``ended`` left it with the last one."""
         self._committed_step += steps
         self._committed_s = now_s
         if len(ended) > 1:
             ended.sort(key=by_admission)
         for request in ended:
-            del self.running[request]
+            del self.running[request], self._loose[request]
             self.kv.settle(request.sequence, request.num_computed_tokens)
             self.kv.cache(request.sequence, request.num_computed_tokens)
             self.kv.free(request.sequence)
             self._mark_finished(request)
+        self.news |= bool(self.waiting)
 
     def plan_of_group(self, lead: int) -> Plan:
         """The plan of the group's last scheduled step, which is the only one in flight.
@@ -183,16 +203,16 @@ class Scheduler(OneByOneScheduler):
                 chunks.append((request, want))
         return chunks if budget >= 0 and blocks >= 0 else None
 
-    def _advance_together(self, plan: Plan, chunks: list[tuple[RequestState, int]]) -> int:
-        """Schedule the group and the chunks; returns the tokens left."""
+    def _advance_together(self, plan: Plan, chunks: list[tuple[RequestState, int]], pending: bool) -> int:
+        """Schedule the group and the chunks; returns the tokens left. ``pending``: see _collect_finishing."""
         group = self.group
         budget = self.limits.max_num_batched_tokens - plan.group_size
         if plan.group_size:
             plan.group_contexts = group.next_contexts()
             self.kv.grow(group.blocks_demanded(1))
-            self._collect_finishing(plan, 1, bool(self._in_flight))
+            self._collect_finishing(plan, 1, pending)
             if self._outputs_are_shared:
-                self._cache_group_outputs()
+                self._cache_group_outputs(pending)
         for request, tokens in chunks:
             self._schedule(plan, request, tokens)
             budget -= tokens
@@ -207,9 +227,8 @@ class Scheduler(OneByOneScheduler):
             self._loose[request] = None
             plan.finishing.append(request)
 
-    def _cache_group_outputs(self) -> None:
+    def _cache_group_outputs(self, pending: bool) -> None:
         """Make what the group has generated hit-able, for prompts that contain it."""
-        pending = 1 if self._in_flight else 0
         for request in self.group.members:
             if request.request.output_name is not None:
                 computed = self.group.tick + request.offset
