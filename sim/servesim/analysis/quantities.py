@@ -153,7 +153,7 @@ def _kv_shares() -> Iterator[Quantity]:
         yield Quantity(
             f"kv_share_{name}",
             "KV-cache memory",
-            f"Pool share: {name} (%)",
+            f"Pool share: {name.replace('_', '-')} (%)",
             lambda s, name=name: s.kv.mean[name] * 100,  # type: ignore[misc]
         )
 

@@ -96,7 +96,7 @@ class Cruise:
                 scheduler.commit_group(ended, more + 1, end_s)
                 write(pack(
                     now_s, flight.first_s, flight.growth_s, more + 1, count, 0, 0, flight.levels[0],
-                    count, count, count, 0, 0, *flight.levels, *levels,
+                    count, count, count, 0, 0, 0, *flight.levels, *levels,
                 ))  # fmt: skip
                 self._log.end_s = end_s
                 for request in ended:
