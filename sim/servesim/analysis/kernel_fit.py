@@ -16,6 +16,7 @@ from servesim.config.profiles import GpuProfile, KernelError
 from servesim.config.weight_formats import WEIGHT_FORMATS, Quantization
 from servesim.cost.attention import AttentionShape, DecodeAttention, PrefillAttention
 from servesim.cost.collectives import AllReduce
+from servesim.cost.experts import ExpertRows, GroupedExperts
 from servesim.cost.ops import Gemm
 from servesim.errors import ConfigError, Problem
 from servesim.units import GB
@@ -45,6 +46,13 @@ _RANGES: dict[str, dict[str, Range]] = {
         "wave": (0.2, 0.0, 1.0),
         "narrow_columns": (500.0, 0.0, 20_000.0),
     },
+    "experts": {
+        "compute": (0.5, 0.02, 1.0),
+        "memory": (0.8, 0.1, 0.97),
+        "launch_us": (30.0, 1.0, 200.0),
+        "per_expert_us": (0.2, 0.0, 10.0),
+        "knee": (1.5, 1.0, 20.0),
+    },
     "decode_attention": {
         "launch_us": (12.0, 1.0, 100.0),
         "per_seq_kv_head_ns": (15.0, 0.0, 1000.0),
@@ -67,6 +75,7 @@ _RANGES: dict[str, dict[str, Range]] = {
 }
 _OPS = {
     "gemm": "gemm",
+    "experts": "moe",
     "decode_attention": "generation_attention",
     "prefill_attention": "context_attention",
     "all_reduce": "allreduce_custom",
@@ -75,6 +84,8 @@ _FORMATS: dict[str, Quantization] = {
     "bf16": "none",
     "fp8": "fp8",
     "fp8_block": "fp8_block",
+    "w4a16": "w4a16",
+    "mxfp4": "mxfp4",
     "nvfp4": "nvfp4",
 }
 
@@ -102,7 +113,7 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
         for key in table.degrees if law == "all_reduce" else table.kinds(op):
             rows = table.rows(op, num_gpus=int(key)) if law == "all_reduce" else table.rows(op, str(key))
             fixed: Coefficients = {}
-            if key == "fp8_block":
+            if law == "gemm" and key == "fp8_block":
                 base = block["gemm"].get("fp8") or block["gemm"]["bf16"]
                 fixed = {name: value for name, value in base.items() if name not in _BLOCK_SCALED}
             block[law][key], errors[f"{law}.{key}"] = _fit(gpu, law, key, rows, fixed)
@@ -129,6 +140,12 @@ def law_seconds(gpu: GpuProfile, law: str, key: Any, rows: pd.DataFrame) -> Floa
     seconds: Any
     if law == "gemm":
         seconds = Gemm(gpu, WEIGHT_FORMATS[_FORMATS[key]]).seconds(*(columns[name] for name in "mnk"))
+    elif law == "experts":
+        name = _FORMATS[key]
+        rows_each = columns["m"] * columns["experts_per_token"]
+        load: Any = ExpertRows(rows_each, columns["tile_rows"], columns["experts"])
+        grouped = GroupedExperts(gpu, name, WEIGHT_FORMATS[name])
+        seconds = grouped.seconds(load, 2.0 * columns["n"], columns["n"], columns["k"])
     elif law == "all_reduce":
         seconds = AllReduce(gpu, int(key)).seconds(2.0 * columns["elements"])
     else:
@@ -190,6 +207,7 @@ def _with_coefficients(gpu: GpuProfile, law: str, key: Any, values: Coefficients
     start = {name: {each: span[0] for each, span in ranges.items()} for name, ranges in _RANGES.items()}
     data: dict[str, dict[Any, Coefficients]] = {
         "gemm": {"bf16": start["gemm"]},
+        "experts": {},
         "decode_attention": {"bf16": start["decode_attention"], "fp8": start["decode_attention"]},
         "prefill_attention": {"bf16": start["prefill_attention"], "fp8": start["prefill_attention"]},
         "all_reduce": {2: start["all_reduce"]},
