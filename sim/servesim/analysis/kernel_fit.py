@@ -33,7 +33,7 @@ Range = tuple[float, float, float]
 _DIGITS = 3  # significant, of a coefficient
 _RESTARTS = 4
 _ELEMENTWISE_LAUNCH_US = 2.5  # not in the tables; estimate
-_BLOCK_SCALED = ("compute", "wave")  # what launch-bound tables can tell of block-scaled fp8
+_BLOCK_SCALED = ("compute", "wave", "convert_bytes")  # what launch-bound tables can tell of block-scaled fp8
 
 # Coefficient: start, least, most, in the units of the GPU's file. Memory shares stop short of 1: no kernel
 # streams faster, and what narrow matrices lack belongs to narrow_columns.
@@ -45,6 +45,7 @@ _RANGES: dict[str, dict[str, Range]] = {
         "knee": (4.0, 1.0, 20.0),
         "wave": (0.2, 0.0, 1.0),
         "narrow_columns": (500.0, 0.0, 20_000.0),
+        "convert_bytes": (5.0, 0.0, 100.0),
     },
     "experts": {
         "compute": (0.5, 0.02, 1.0),
@@ -103,7 +104,7 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
     """Fit every law of ``gpu`` to its measured times; the loss is the mean of |ln(law / measured)|.
 
     What the table does not hold (the elementwise launch) stays an estimate.  Block-scaled fp8 was launched
-    eagerly: only ``compute`` and ``wave`` are fitted, the rest is that of per-tensor fp8.
+    eagerly: only ``compute``, ``wave`` and ``convert_bytes`` are fitted, the rest is that of per-tensor fp8.
     Raises ConfigError when scipy is missing or an operation has no rows.
     """
     block: dict[str, dict[Any, Coefficients]] = {}
@@ -113,6 +114,8 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
         for key in table.degrees if law == "all_reduce" else table.kinds(op):
             rows = table.rows(op, num_gpus=int(key)) if law == "all_reduce" else table.rows(op, str(key))
             fixed: Coefficients = {}
+            if law == "gemm" and key == "bf16":
+                fixed = {"convert_bytes": 0.0}  # its input comes in its type
             if law == "gemm" and key == "fp8_block":
                 base = block["gemm"].get("fp8") or block["gemm"]["bf16"]
                 fixed = {name: value for name, value in base.items() if name not in _BLOCK_SCALED}

@@ -91,6 +91,7 @@ class GemmCoefficients(Record):
     knee: Annotated[float, Field(ge=1, le=1000)]
     wave: Annotated[float, Field(ge=0, le=1)]
     narrow_columns: Time = 0.0
+    convert_bytes: Time = 0.0
 
 
 class ExpertCoefficients(Record):

@@ -47,7 +47,7 @@ Degree = Annotated[int, Field(ge=2)]
 
 
 class GemmEfficiency(Record):
-    """Matrix products: launch_s + (compute_time^knee + memory_time^knee)^(1/knee)."""
+    """Matrix products: launch_s + (compute_time^knee + memory_time^knee)^(1/knee) + input conversion."""
 
     compute: Share
     """Share of the type's peak rate that large products reach."""
@@ -60,6 +60,8 @@ class GemmEfficiency(Record):
     """Share of the time that SMs idle in the last wave of tiles which a product pays for."""
     narrow_columns: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Columns that a matrix streams as if it had more: a narrow one cannot keep all SMs asking for bytes."""
+    convert_bytes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Bytes moved per element of the input to bring it into the product's type, in a kernel of its own."""
 
 
 class ExpertEfficiency(Record):

@@ -45,12 +45,13 @@ class Gemm:
     launch + (compute^knee + memory^knee)^(1/knee): a large knee is the plain roofline, a small one lets
     compute and memory time add up near the ridge.  Compute rounds rows up to the tile and pays for a share of
     the SMs that the last wave of tiles leaves idle; a matrix streams as if it had some columns more, because
-    a narrow one cannot keep all SMs asking for bytes.
+    a narrow one cannot keep all SMs asking for bytes.  A quantised product first converts its input.
     Raises ConfigError when the GPU has no units or no coefficients for the product.
     """
 
     __slots__ = (
         "_activation_bytes",
+        "_convert_s",
         "_flops_per_s",
         "_knee",
         "_memory_bytes_per_s",
@@ -71,6 +72,7 @@ class Gemm:
         self.launch_s = efficiency.launch_s
         self._knee = efficiency.knee
         self._wave = efficiency.wave
+        self._convert_s = efficiency.convert_bytes / gpu.hbm_bandwidth_bytes_per_s
         self._narrow_columns = efficiency.narrow_columns
         self._sm_count = gpu.sm_count
         self._flops_per_s = gpu.peak_flops_per_s[PEAK_OF_PRODUCT[product]] * efficiency.compute
@@ -86,7 +88,8 @@ class Gemm:
         compute_s = wave_s * (waves + self._wave * idle)
         moved_bytes = self._weight_bytes * k * (n + self._narrow_columns)
         moved_bytes += self._activation_bytes * num_rows * k + 2.0 * num_rows * n
-        return self.launch_s + joined(compute_s, moved_bytes / self._memory_bytes_per_s, self._knee)
+        product_s = joined(compute_s, moved_bytes / self._memory_bytes_per_s, self._knee)
+        return self.launch_s + product_s + self._convert_s * num_rows * k
 
 
 def joined(compute_s: float, memory_s: float, knee: float) -> float:
