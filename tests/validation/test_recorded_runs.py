@@ -76,9 +76,8 @@ def test_weights_and_vllms_share_are_exact():
             assert abs(one.error) < 0.003, one.row
 
 
-def test_no_recorded_run_is_refused_but_those_that_are_known():
-    refused = {refusal.row for one in everything().validations for refusal in one.refusals}
-    assert refused <= {"A100 Qwen3-14B-FP8 ShareGPT sync"}, "fp8 weights on A100 are not modelled"
+def test_no_recorded_run_is_refused():
+    assert not [refusal.row for one in everything().validations for refusal in one.refusals]
 
 
 def test_every_recording_says_where_it_comes_from():

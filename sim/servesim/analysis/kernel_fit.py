@@ -52,6 +52,7 @@ _RANGES: dict[str, dict[str, Range]] = {
         "memory": (0.8, 0.1, 0.97),
         "launch_us": (30.0, 1.0, 200.0),
         "per_expert_us": (0.2, 0.0, 10.0),
+        "row_bytes": (4.0, 0.0, 100.0),
         "knee": (1.5, 1.0, 20.0),
     },
     "decode_attention": {

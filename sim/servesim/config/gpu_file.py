@@ -101,6 +101,7 @@ class ExpertCoefficients(Record):
     memory: Share
     launch_us: Time
     per_expert_us: Time
+    row_bytes: Time = 0.0
     knee: Annotated[float, Field(ge=1, le=1000)]
 
 

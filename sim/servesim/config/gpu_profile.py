@@ -67,7 +67,8 @@ class GemmEfficiency(Record):
 class ExpertEfficiency(Record):
     """A layer's routed experts, as one operation: products, activation, sorting and summing.
 
-    launch_s + per_expert_s * experts reached + (compute_time^knee + memory_time^knee)^(1/knee).
+    launch_s + per_expert_s * experts reached + (compute_time^knee + memory_time^knee)^(1/knee) + the rows'
+    way there and back.
     """
 
     compute: Share
@@ -75,6 +76,8 @@ class ExpertEfficiency(Record):
     memory: Share
     launch_s: Seconds
     per_expert_s: Seconds
+    row_bytes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Bytes moved per hidden element of a routed row to sort, convert and sum it, in kernels of their own."""
     knee: Annotated[float, Field(ge=1, le=1000)]
 
 

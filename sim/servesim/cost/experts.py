@@ -46,7 +46,7 @@ class ExpertRows(NamedTuple):
 class GroupedExperts:
     """A layer's routed experts: sorting rows by expert, both products, activation and sum, as one operation.
 
-    launch + a share per expert reached + (compute^knee + memory^knee)^(1/knee).  Grouped products are far
+    launch + a share per expert reached + (compute^knee + memory^knee)^(1/knee) + moving the rows.  Grouped products are far
     from the rate of plain ones: many small matrices, no tile shared between experts.  Where the GPU's file
     has no experts of any format, its plain products stand in, which is too fast.
     """
@@ -58,6 +58,7 @@ class GroupedExperts:
         "_knee",
         "_launch_s",
         "_per_expert_s",
+        "_row_s",
         "_weight_bytes",
     )
 
@@ -68,6 +69,7 @@ class GroupedExperts:
         self._activation_bytes = weights.activation_bytes if product == weights.product else 2.0
         self._flops_per_s = gpu.peak_flops_per_s[PEAK_OF_PRODUCT[product]] * law.compute
         self._bytes_per_s = gpu.hbm_bandwidth_bytes_per_s * law.memory
+        self._row_s = law.row_bytes / gpu.hbm_bandwidth_bytes_per_s
         self._launch_s, self._per_expert_s, self._knee = law.launch_s, law.per_expert_s, law.knee
 
     def seconds(self, load: ExpertRows, up: float, width: float, hidden: float) -> float:
@@ -78,7 +80,7 @@ class GroupedExperts:
         work_s = joined(
             2.0 * load.tile_rows * weights / self._flops_per_s, moved_bytes / self._bytes_per_s, self._knee
         )
-        return self._launch_s + self._per_expert_s * load.experts + work_s
+        return self._launch_s + self._per_expert_s * load.experts + work_s + self._row_s * load.rows * hidden
 
 
 def _efficiency(gpu: GpuProfile, name: Quantization, product: ProductType) -> ExpertEfficiency:
