@@ -46,9 +46,9 @@ class ExpertRows(NamedTuple):
 class GroupedExperts:
     """A layer's routed experts: sorting rows by expert, both products, activation and sum, as one operation.
 
-    launch + a share per expert reached + (compute^knee + memory^knee)^(1/knee) + moving the rows.  Grouped products are far
-    from the rate of plain ones: many small matrices, no tile shared between experts.  Where the GPU's file
-    has no experts of any format, its plain products stand in, which is too fast.
+    launch + a share per expert reached + (compute^knee + memory^knee)^(1/knee) + moving the rows.  Grouped
+    products are far from the rate of plain ones: many small matrices, no tile shared between experts.  Where
+    the GPU's file has no experts of any format, its plain products stand in, which is too fast.
     """
 
     __slots__ = (
