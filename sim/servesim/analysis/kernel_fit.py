@@ -134,13 +134,16 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
 
 
 def law_seconds(gpu: GpuProfile, law: str, key: Any, rows: pd.DataFrame) -> Floats:
-    """What the law of ``gpu`` says for measured rows: ``law`` and ``key`` as in its file, such as gemm, bf16.
+    """What a law of ``gpu`` says for measured rows; ``law`` and ``key`` as in its file: gemm, bf16."""
+    return _seconds(gpu, law, key, _columns(rows))
 
-    The laws take arrays where they take numbers, which their signatures do not say.
-    """
-    columns: dict[str, Any] = {
-        name: rows[name].to_numpy(float) for name in rows.columns if rows[name].dtype.kind in "if"
-    }
+
+def _columns(rows: pd.DataFrame) -> dict[str, Any]:
+    return {name: rows[name].to_numpy(float) for name in rows.columns if rows[name].dtype.kind in "if"}
+
+
+def _seconds(gpu: GpuProfile, law: str, key: Any, columns: dict[str, Any]) -> Floats:
+    """The laws take arrays where they take numbers, which their signatures do not say."""
     seconds: Any
     if law == "gemm":
         seconds = Gemm(gpu, WEIGHT_FORMATS[_FORMATS[key]]).seconds(*(columns[name] for name in "mnk"))
@@ -172,17 +175,19 @@ def _fit(
     if kept.empty:
         raise ConfigError(Problem(f"no measured row of {law}.{key} is left to fit", got=gpu.name))
 
-    def log_errors(values: Mapping[str, float], over: pd.DataFrame) -> Floats:
+    def log_errors(values: Mapping[str, float], over: dict[str, Any]) -> Floats:
         candidate = _with_coefficients(gpu, law, key, {**fixed, **values})
-        seconds = law_seconds(candidate, law, key, over)
-        return np.abs(np.log(seconds / (over["latency_us"].to_numpy(float) / 1e6)))
+        measured: Floats = over["latency_us"] / 1e6
+        return np.abs(np.log(_seconds(candidate, law, key, over) / measured))
+
+    fitted = _columns(kept)
 
     def loss(values: Mapping[str, float]) -> float:
-        return float(log_errors(values, kept).mean()) + _disorder(values)
+        return float(log_errors(values, fitted).mean()) + _disorder(values)
 
     found = {**fixed, **_minimised(loss, _ranges(gpu, law, key, fixed))}
     found = {name: found[name] for name in _RANGES[law]}
-    within, everywhere = log_errors(found, kept), log_errors(found, rows)
+    within, everywhere = log_errors(found, fitted), log_errors(found, _columns(rows))
     return found, KernelError(
         mean_percent=round(100 * float(within.mean()), 2),
         p90_percent=round(100 * float(np.quantile(within, 0.9)), 2),
