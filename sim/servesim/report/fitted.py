@@ -53,9 +53,15 @@ def block_text(fit: KernelFit) -> str:
     lines += [f"      {line}" for line in wrapped]
     comments = {"decode_attention": " # head_dim 128; the key is the type of the KV cache"}
     for name in ("gemm", "decode_attention", "prefill_attention", "all_reduce"):
+        if not block[name]:
+            continue
         lines.append(f"    {name}:{comments.get(name, '')}")
         lines += [f"      {key}: {_flow(values)}" for key, values in block[name].items()]
-    lines.append(f"    elementwise_launch_us: {block['elementwise_launch_us']:g} # estimate")
+    rate = block.get("elementwise_gb_per_s")
+    lines.append(
+        f"    elementwise_launch_us: {block['elementwise_launch_us']:g}{'' if rate else ' # estimate'}"
+    )
+    lines += [f"    elementwise_gb_per_s: {rate:g}"] if rate else []
     lines.append("    errors: # percent of |ln(law / measured)|; see docs/model.md")
     lines += [f"      {key}: {_flow(values)}" for key, values in block["errors"].items()]
     return "\n".join(lines) + "\n"
