@@ -132,8 +132,8 @@ def test_preemptions_and_prefix_hits_come_out():
     assert not [one for one in calibrated(FITTED, "60 %, prefix-off") if one.metric == "prefix_hit_tokens"]
 
 
-def test_blocks_follow_from_the_pool_that_vllm_was_given():
+def test_blocks_follow_from_the_bytes_that_vllm_was_given():
     for folder in STEPWISE:
-        blocks = [one for one in validated(folder).findings if one.metric == "num_gpu_blocks"]
-        assert len(blocks) == 1
-        assert blocks[0].real == blocks[0].simulated, folder.name
+        recorded = read_folder(folder).stepwise
+        plain = next(run for run in recorded.runs if not run.overrides)
+        assert prepare(plain.load_scenario()).memory.num_gpu_blocks == recorded.memory["num_gpu_blocks"]

@@ -32,6 +32,7 @@ __all__ = [
     "Validation",
     "about",
     "memory_findings",
+    "pool_unsaid",
     "regime_of",
     "validate_folder",
     "with_profile",
@@ -160,7 +161,7 @@ def _replayed_run(source: str, recorded: RecordedRun) -> Iterator[Finding]:
     real = recorded.requests.latencies
     second = slice(len(real) // 2, None)
     simulated, found = _replay(source, prepare(recorded.loaded, workload))
-    yield from memory_findings(source, found.row, _pool_unsaid(recorded.loaded), recorded.memory)
+    yield from memory_findings(source, found.row, pool_unsaid(recorded.loaded), recorded.memory)
     yield from _request_findings(found, real, simulated, "all requests")
     if recorded.profile is None:
         return
@@ -222,7 +223,7 @@ def _replayed_row(source: str, row: RecordedRow) -> Iterator[Finding]:
             yield replace(finding, calibrated=True, judged_on=judged_on)
 
 
-def _pool_unsaid(loaded: LoadedScenario) -> LoadedScenario:
+def pool_unsaid(loaded: LoadedScenario) -> LoadedScenario:
     """The scenario without the recorded block count, which the memory model shall find by itself."""
     engine = loaded.scenario.engine.model_copy(update={"num_gpu_blocks_override": None})
     return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))

@@ -28,6 +28,7 @@ from servesim.analysis.validate import (
     Refusal,
     about,
     memory_findings,
+    pool_unsaid,
     regime_of,
     with_profile,
 )
@@ -68,7 +69,12 @@ def validate_steps(source: str, recorded: RecordedSteps, on_group: Callable[[], 
     groups: defaultdict[str, list[StepwiseRun]] = defaultdict(list)
     for run in recorded.runs:
         groups[run.group].append(run)
-    findings = list(memory_findings(source, "start-up", recorded.runs[0].load_scenario(), recorded.memory))
+    loaded = recorded.runs[0].load_scenario()
+    findings: list[Finding] = []
+    if (
+        loaded.scenario.engine.kv_cache_memory_bytes is None
+    ):  # else the pool is given, and nothing to be found
+        findings += memory_findings(source, "start-up", pool_unsaid(loaded), recorded.memory)
     timed: defaultdict[str, list[tuple[StepwiseRun, TimedSteps]]] = defaultdict(list)
     refusals: list[Refusal] = []
     for group, repeats in groups.items():

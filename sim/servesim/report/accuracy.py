@@ -37,6 +37,8 @@ class Section:
     title: str
     text: str
     table: Table
+    text_columns: int = 4
+    """Columns of words, to the left of those of numbers."""
 
 
 def accuracy_markdown(validations: Sequence[Validation]) -> str:
@@ -185,7 +187,7 @@ def _with_steps(validations: Sequence[Validation]) -> Iterator[Section]:
     recorded = [one for one in validations if one.stepwise is not None]
     if not recorded:
         return
-    yield Section("Schedules, step by step", SCHEDULES, schedules_table(recorded))
+    yield Section("Schedules, step by step", SCHEDULES, schedules_table(recorded), text_columns=3)
     yield Section("Step times", STEPS, steps_table(recorded))
     for one in recorded:
         meta = one.folder.meta

@@ -37,15 +37,15 @@ def schedules_table(validations: Sequence[Validation]) -> Table:
         (
             check.source,
             check.load,
+            "; ".join(check.differences) or "none",
             f"{check.runs:,}",
             f"{check.steps:,}",
             f"{check.preemptions:,}",
-            "; ".join(check.differences) or "none",
         )
         for one in _stepwise(validations)
         for check in one.schedules
     )
-    return Table("Schedules", ("Recording", "Load", "Runs", "Steps", "Preemptions", "Differences"), rows)
+    return Table("Schedules", ("Recording", "Load", "Differences", "Runs", "Steps", "Preemptions"), rows)
 
 
 def steps_table(validations: Sequence[Validation]) -> Table:
