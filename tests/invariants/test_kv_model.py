@@ -186,7 +186,7 @@ class ContiguousMachine(RuleBasedStateMachine):
     def the_classes_count_every_slot_once(self) -> None:
         size, written = self.kv.max_model_len, sum(self.slots.values())
         empty = sum(owner is not None for owner in self.owners) - written
-        usage = self.kv.usage(written, empty // 3)
+        usage = self.kv.account.usage(written, empty // 3, *self.kv.levels())
         holes = "".join("." if owner is None else "x" for owner in self.owners).split("x")
         free = sum(len(hole) // size * size for hole in holes)
         assert usage.tokens == usage.logical == written

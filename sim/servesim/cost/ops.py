@@ -153,4 +153,4 @@ class Elementwise:
     def seconds(self, num_bytes: float) -> float:
         """Time to move ``num_bytes``, read and written."""
         bytes_s = num_bytes / self._bytes_per_s
-        return self._launch_s + bytes_s if self._one_after_another else max(self._launch_s, bytes_s)
+        return self._launch_s + bytes_s if self._one_after_another else larger(self._launch_s, bytes_s)

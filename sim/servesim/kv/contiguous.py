@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 from servesim.kv.base import PrefixHit, Usage
 
-__all__ = ["ContiguousKVCache", "ContiguousSequence"]
+__all__ = ["ContiguousAccount", "ContiguousKVCache", "ContiguousSequence"]
 
 
 class ContiguousSequence:
@@ -17,6 +18,25 @@ class ContiguousSequence:
     def __init__(self) -> None:
         self.address = -1
         self.num_slots = 0
+
+
+class ContiguousAccount(NamedTuple):
+    """The classes of a pool of slots; a hole too small for a reservation is external fragmentation."""
+
+    num_slots: int
+
+    def usage(self, computed_tokens: Any, final_waste: Any, *levels: Any) -> Usage:
+        """The pool by class; ``levels`` as ContiguousKVCache gives them."""
+        allocated, free = levels
+        return Usage(
+            tokens=computed_tokens,
+            reserved=allocated - computed_tokens - final_waste,
+            internal=final_waste,
+            external=self.num_slots - allocated - free,
+            cached=0 * free,
+            free=free,
+            logical=computed_tokens,
+        )
 
 
 class ContiguousKVCache:
@@ -32,6 +52,7 @@ class ContiguousKVCache:
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
         self.num_slots = num_slots
+        self.account = ContiguousAccount(num_slots)
         self.max_model_len = max_model_len
         self._holes: list[tuple[int, int]] = [(0, num_slots)]  # (address, size), by address
         self._num_live = 0
@@ -108,16 +129,6 @@ class ContiguousKVCache:
         sequence.address, sequence.num_slots = -1, 0
         self._num_live -= 1
 
-    def usage(self, computed_tokens: int, final_waste: int) -> Usage:
-        """The pool by class; a hole too small for a reservation is external fragmentation."""
-        allocated = self._num_live * self.max_model_len
-        free = self.num_free_blocks
-        return Usage(
-            tokens=computed_tokens,
-            reserved=allocated - computed_tokens - final_waste,
-            internal=final_waste,
-            external=self.num_slots - allocated - free,
-            cached=0,
-            free=free,
-            logical=computed_tokens,
-        )
+    def levels(self) -> tuple[int, ...]:
+        """Slots that are reserved, and that can still be."""
+        return self._num_live * self.max_model_len, self.num_free_blocks
