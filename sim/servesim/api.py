@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from servesim.analysis.calibrate import Calibration
+    from servesim.analysis.expectations import Finding
     from servesim.analysis.kernel_fit import KernelFit
     from servesim.analysis.validate import Validation
 
@@ -35,6 +36,7 @@ __all__ = [
     "Result",
     "calibrate",
     "check",
+    "check_expect",
     "compare",
     "fit",
     "load",
@@ -87,11 +89,19 @@ class Result:
 
         return result_text(self.summary)
 
-    def to_json(self) -> str:
-        """One JSON object: vLLM's benchmark keys, then ours."""
+    @cached_property
+    def expectations(self) -> tuple[Finding, ...]:
+        """What the scenario expects, each beside its figure; raises ConfigError for an unknown metric."""
+        from servesim.analysis.expectations import check_expectations
+        from servesim.report.as_json import result
+
+        return check_expectations(self.run.scenario.expect, result(self.summary))
+
+    def to_json(self, *, expect: bool = False) -> str:
+        """One JSON object: vLLM's benchmark keys, then ours, then what was expected, if asked for."""
         from servesim.report.as_json import to_json
 
-        return to_json(self.summary)
+        return to_json(self.summary, self.expectations if expect else None)
 
     def to_html(self) -> str:
         """The report as one offline page."""
@@ -215,6 +225,32 @@ def simulate(
     return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
 
 
+def check_expect(scenario: Source, *, overrides: Sequence[str] = ()) -> None:
+    """Raise ConfigError when a scenario expects nothing, or a metric that no result of it has."""
+    prepared = _prepare(scenario, overrides)
+    if not prepared.loaded.scenario.expect:
+        problem = Problem(
+            "the scenario expects nothing",
+            file=str(prepared.loaded.file),
+            path="expect",
+            next_step="add a list of metrics with value and tolerance (docs/expectations.md)",
+        )
+        raise ConfigError(problem)
+    _refuse_unknown_metrics(prepared)
+
+
+def _refuse_unknown_metrics(prepared: Prepared) -> None:
+    """Look the scenario's metrics up in the result of a run in which nothing happens."""
+    from servesim.analysis.expectations import metrics_of, refuse_unknown_metrics
+    from servesim.engine.events import Log
+    from servesim.report.as_json import result
+
+    resolved = prepared.loaded.scenario.model_copy(update={"engine": prepared.engine})
+    nothing = Run(resolved, prepared.gpu, prepared.model, prepared.memory, Log())
+    metrics = metrics_of(result(summarise(nothing)))
+    refuse_unknown_metrics(resolved.expect, metrics, str(prepared.loaded.file))
+
+
 def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: Any) -> Comparison:
     """Simulate two scenarios; what they draw at random is the same wherever they ask for the same."""
     return Comparison(
@@ -226,6 +262,8 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
     """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
     prepared = _prepare(scenario, overrides)
     build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
+    if prepared.loaded.scenario.expect:
+        _refuse_unknown_metrics(prepared)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests
 
 

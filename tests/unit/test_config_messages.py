@@ -43,7 +43,7 @@ def message_of(path: Path) -> str:
         (
             "seed: 1",
             "12: 1",
-            "FILE:13:1  [12]  unknown key  allowed: description, engine, hardware, model, name",
+            "FILE:13:1  [12]  unknown key  allowed: description, engine, expect, hardware, model, name",
         ),
         # wrong types
         ("16", "sixteen", 'FILE:5:15  engine.block_size  must be a whole number  got "sixteen"'),
@@ -78,7 +78,7 @@ def message_of(path: Path) -> str:
         (
             "seed: 1",
             '"a\\nb": 1',
-            "FILE:13:1  a\\nb  unknown key  allowed: description, engine, hardware, model, name",
+            "FILE:13:1  a\\nb  unknown key  allowed: description, engine, expect, hardware, model, name",
         ),
         ("name: example", "name: ''", 'FILE:1:7  name  must not be empty  got ""'),
         # sections
@@ -135,12 +135,14 @@ def message_of(path: Path) -> str:
         (
             "block_size: 16",
             "version: 0.30",
-            "FILE:5:12  engine.version  unknown value  got 0.30  allowed: 0.6, 0.11, 0.19, 0.22, 0.26, 0.33",
+            "FILE:5:12  engine.version  unknown value  got 0.30  "
+            "allowed: 0.6, 0.11, 0.19, 0.22, 0.26, 0.32, 0.33",
         ),
         (
             "block_size: 16",
             "allocator:",
-            "FILE:5:13  engine.allocator  must not be empty  allowed: paged, contiguous-max  ->"
+            "FILE:5:13  engine.allocator  must not be empty  allowed: paged, contiguous-max, contiguous-pow2,"
+            " contiguous-oracle  ->"
             " give it a value,"
             " or remove the key",
         ),

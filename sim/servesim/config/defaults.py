@@ -25,7 +25,7 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
     Raises ConfigError with everything that vLLM would refuse at start-up.
     Source: vLLM 0.26 and 0.33, engine arguments and scheduler configuration.
     """
-    engine = _old_defaults(engine)
+    engine = _whole_prompts(_old_defaults(engine))
     max_model_len = engine.max_model_len or model.max_position_embeddings
     limits = _default_limits(gpu, engine)
     max_num_seqs = engine.max_num_seqs or limits.max_num_seqs
@@ -74,6 +74,13 @@ def _old_defaults(engine: EngineConfig) -> EngineConfig:
     return engine.model_copy(update=unsaid) if unsaid else engine
 
 
+def _whole_prompts(engine: EngineConfig) -> EngineConfig:
+    """``engine`` as the schedulers before chunked prefill worked: whole prompts, one step at a time."""
+    if engine.batching == "continuous":
+        return engine
+    return engine.model_copy(update={"enable_chunked_prefill": False, "async_scheduling": False})
+
+
 def _default_limits(gpu: GpuProfile, engine: EngineConfig) -> _Limits:
     """vLLM's limits by the memory that CUDA reports; it treats every A100 as a small GPU."""
     if engine.version == "0.6":
@@ -114,13 +121,14 @@ def _limit_problems(
             )
         )
     if not engine.enable_chunked_prefill and max_num_batched_tokens < max_model_len:
+        chunks = engine.batching == "continuous"
         problems.append(
             Problem(
                 "without chunked prefill a step must have room for the longest prompt",
                 path="engine.max_num_batched_tokens",
                 got=f"{max_num_batched_tokens} with max_model_len {max_model_len}",
-                next_step=f"raise it to at least {max_model_len}, lower engine.max_model_len, "
-                "or set engine.enable_chunked_prefill: true",
+                next_step=f"raise it to at least {max_model_len}, lower engine.max_model_len, or set "
+                + ("engine.enable_chunked_prefill: true" if chunks else "engine.batching: continuous"),
             )
         )
     return problems

@@ -71,6 +71,7 @@ class StepLog(_Rows):
         "running",  # requests, after scheduling
         "waiting",
         "preemptions",  # in the first step
+        "admission_failure",  # why the head of the queue waits in the first step: Log.ADMISSION_FAILURES
     )
     # KV cache after scheduling the first step, in token slots; all but kv_logical add up to the pool.
     # The same with end_ before it: after scheduling the last step of the row.
@@ -116,6 +117,10 @@ class Log:
     STATUSES = ("finished_stop", "finished_length", "refused", "running", "waiting")
     """finished_length: cut by max_model_len; refused: the prompt fills max_model_len; the last two: the
     simulation ended before them."""
+
+    ADMISSION_FAILURES = ("none", "seats", "memory", "fit", "watermark")
+    """seats: max_num_seqs requests run, or a batch that nobody may join; memory: too little is free; fit:
+    enough is free, in holes that are too small; watermark: enough is free, but not above the watermark."""
 
     def __init__(self, account: Account | None = None, num_levels: int = 0) -> None:
         self.steps = StepLog(account, num_levels)

@@ -36,7 +36,7 @@ class Ledger:
             flight.begun_s, flight.row_first_s, flight.growth_s,
             flight.done, shape.num_decodes, len(shape.chunks), prefill_tokens,
             shape.decode_context_tokens[0], shape.num_sampled - plan.num_discarded, itl_samples,
-            plan.running - plan.num_draining, plan.waiting, len(plan.preempted),
+            plan.running - plan.num_draining, plan.waiting, len(plan.preempted), plan.failure,
             *flight.levels, *flight.end_levels,
         ))  # fmt: skip
         for state in plan.finishing:
