@@ -59,9 +59,6 @@ def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "cpu-core-stand-in-llama-c57m"
     for repeat in range(2):
         folder = record(path, repeat=repeat)
-    scenario = path / "scenario.yaml"
-    text = scenario.read_text().replace("  kv_cache_memory_bytes", "  # kv_cache_memory_bytes")
-    scenario.write_text(text.replace("workload:", "  num_gpu_blocks_override: 40\nworkload:"))
     return folder
 
 
@@ -140,6 +137,20 @@ def test_every_plan_names_shapes_that_exist_and_tells_its_jobs_apart():
             assert job.shape in SHAPES
         assert len({(job.shape, job.prefix) for job in jobs}) == len(jobs), "two jobs would share their runs"
     assert {"cpu", "cpu-features", "gpu-main", "gpu-features", "gpu-moe"} <= set(PLANS)
+
+
+def test_steps_with_speculation_are_refused_by_name(tmp_path):
+    (job,) = PLANS["gpu-speculation"]
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    record(path, replace(JOB, grid=None, prefix=job.prefix, overrides=job.overrides))
+    found = validate_folder(read_folder(path))
+    assert {refusal.row for refusal in found.refusals} == {
+        "ngram-chat-burst",
+        "ngram-chat-60",
+        "ngram-chat-150",
+    }
+    assert all("speculation" in refusal.reason for refusal in found.refusals)
+    assert found.stepwise.schedules == ()
 
 
 def test_the_command_records_within_its_budget(tmp_path):

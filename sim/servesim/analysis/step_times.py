@@ -14,6 +14,7 @@ from servesim.analysis.schedule_replay import ScheduleReplay, replay_schedule
 from servesim.analysis.simulation import Prepared, prepare
 from servesim.analysis.stepwise import StepwiseRun
 from servesim.cost.step_time import StepTime, build_step_time
+from servesim.errors import ConfigError, Problem
 
 __all__ = ["KINDS", "StepErrors", "TimedSteps", "errors_of", "law_of", "predicted_s", "timed_steps"]
 
@@ -61,6 +62,14 @@ class StepErrors:
 def timed_steps(run: StepwiseRun) -> TimedSteps:
     """Replay the schedule of a run; raises ServesimError when the simulator does not serve its scenario."""
     prepared = prepare(run.load_scenario(), run.workload())
+    if prepared.engine.speculative is not None:
+        raise ConfigError(
+            Problem(
+                "steps with speculation are not replayed: how many drafts came is the drafter's affair",
+                path="engine.speculative",
+                next_step="keep the recording for readers, or record it without",
+            )
+        )
     return TimedSteps(run.group, replay_schedule(run, prepared), law_of(prepared))
 
 

@@ -91,9 +91,8 @@ def _cpu(shape: str) -> Job:
     return Job(shape, dict(_CPU), _CPU_GRID, (_CPU_CHAT,), clock="cpu")
 
 
-def _features(base: Job) -> list[Job]:
-    shared = Online("shared", 5, 60, Lengths(60, 0.6, 8, 300), Lengths(30, 0.5, 4, 80), (0.6,), 6, 256)
-    chat = Online("chat", 1, 60, Lengths(120, 0.7, 16, 480), Lengths(60, 0.6, 4, 160), (0.85,))
+def _features(base: Job, chat: Online, shared: Online, budget: int, blocks: int) -> list[Job]:
+    """Prefix caching on and off, whole prompts within a ``budget`` of tokens, a pool of few ``blocks``."""
     return [
         base.changed("prefix-on-", (), (shared,)),
         base.changed(
@@ -103,17 +102,34 @@ def _features(base: Job) -> list[Job]:
         ),
         base.changed(
             "no-chunks-",
-            ("engine.enable_chunked_prefill=false", "engine.max_num_batched_tokens=2048"),
-            (chat,), enable_chunked_prefill=False, max_num_batched_tokens=2048,
+            ("engine.enable_chunked_prefill=false", f"engine.max_num_batched_tokens={budget}"),
+            (chat,), enable_chunked_prefill=False, max_num_batched_tokens=budget,
         ),
         base.changed(
-            "small-kv-", ("engine.num_gpu_blocks_override=66",), (chat,), num_gpu_blocks_override=66
+            "small-kv-", (f"engine.num_gpu_blocks_override={blocks}",),
+            (chat,), num_gpu_blocks_override=blocks,
         ),
     ]  # fmt: skip
 
 
+def _speculation(base: Job, chat: Online) -> list[Job]:
+    """N-gram drafting: with random weights the accepted share means nothing, the steps do."""
+    overrides = (
+        "engine.speculative.method=ngram", "engine.speculative.num_speculative_tokens=4",
+        "engine.speculative.acceptance.law=iid", "engine.speculative.acceptance.rate=0",
+    )  # fmt: skip
+    drafting = {
+        "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2,
+    }  # fmt: skip
+    return [base.changed("ngram-", overrides, (chat,), speculative_config=drafting)]
+
+
+_CPU_SHORT = Online("chat", 1, 60, Lengths(120, 0.7, 16, 480), Lengths(60, 0.6, 4, 160), (0.85,))
+_CPU_SHARED = Online("shared", 5, 60, Lengths(60, 0.6, 8, 300), Lengths(30, 0.5, 4, 80), (0.6,), 6, 256)
 _CHAT = Online("chat", 1, 400, Lengths(400, 0.9, 16, 3000), Lengths(180, 0.7, 8, 800))
 _DOCS = Online("docs", 3, 150, Lengths(3000, 0.5, 500, 7500), Lengths(120, 0.5, 8, 400), (0.6,))
+_BUSY = replace(_CHAT, shares=(0.85,))
+_SHARED = replace(_CHAT, tag="shared", seed=5, shares=(0.6,), groups=8, prefix=1536)
 _GRID = Grid(
     (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256),
     (128, 512, 1024, 2048, 4096, 8192), 24,
@@ -124,17 +140,19 @@ def _gpu(shape: str, *, onlines: tuple[Online, ...] = (_CHAT,), **settings: Any)
     return Job(shape, {"max_model_len": 16384, **settings}, _GRID, onlines)
 
 
+_GPU_3B = _gpu("llama-3b", max_model_len=8192, max_num_batched_tokens=2048)
 _CPU_SHAPES = ("llama-c57m", "llama-c127m", "llama-c87m")
 PLANS: dict[str, list[Job]] = {
     "cpu": [_cpu(shape) for shape in _CPU_SHAPES],
-    "cpu-features": _features(_cpu("llama-c87m")),
+    "cpu-features": _features(_cpu("llama-c87m"), _CPU_SHORT, _CPU_SHARED, budget=2048, blocks=66),
     # The same trace on the clock of the wall: is the CPU clock the same on a quiet machine?
     "cpu-wall": [replace(_cpu("llama-c57m").changed("wall-", (), (_WALL,)), clock="wall")],
     "cpu-moe": [_cpu("moe-c130m")],
     # On one 80 GB GPU.
     "gpu-shake": [_gpu("llama-1b")],
     "gpu-main": [_gpu("llama-8b", onlines=(_CHAT, _DOCS))],
-    "gpu-features": _features(_gpu("llama-3b", max_num_batched_tokens=2048)),
+    "gpu-features": _features(_GPU_3B, _BUSY, _SHARED, budget=8192, blocks=2500),
+    "gpu-speculation": _speculation(_GPU_3B, _BUSY),
     "gpu-moe": [_gpu("moe-15b")],
 }
 """Lists of jobs by name; jobs of one shape share a folder."""

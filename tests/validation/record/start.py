@@ -46,6 +46,8 @@ def start_folder(folder: Folder, job: Job, engine: Engine, gpu: str) -> None:
     lines += [f"  {name}: {str(facts[name]).lower()}" for name in _ENGINE]
     if "kv_cache_memory_bytes" in job.settings:
         lines.append(f"  kv_cache_memory_bytes: {job.settings['kv_cache_memory_bytes']}")
+    else:
+        lines.append(f"  num_gpu_blocks_override: {facts['num_gpu_blocks']} # recorded")
     text = _SCENARIO.format(name=folder.path.name, shape=job.shape, gpu=gpu, engine="\n".join(lines), rate=2)
     folder.write_once("scenario.yaml", text)
 
