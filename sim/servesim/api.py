@@ -319,7 +319,7 @@ def validate(
     from servesim.analysis.validate import validate_folder
 
     recorded = [read_folder(path) for path in find_folders([Path(folder) for folder in folders])]
-    total, done = sum(max(1, len(one.rows)) for one in recorded), 0
+    total, done = sum(one.num_replays for one in recorded), 0
 
     def count(name: str) -> None:
         nonlocal done

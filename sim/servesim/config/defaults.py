@@ -86,7 +86,7 @@ def _default_limits(gpu: GpuProfile, engine: EngineConfig) -> _Limits:
     if engine.version == "0.6":
         return _Limits(2048, 256)
     memory_gib = gpu.cuda_memory_bytes / _GIB
-    if engine.version == "0.33" and memory_gib >= 160:
+    if engine.version in ("0.32", "0.33") and memory_gib >= 160:
         return _Limits(16384, 1024)
     if memory_gib >= 70 and "a100" not in f"{gpu.name} {gpu.label}".lower():
         return _Limits(8192, 1024)

@@ -14,7 +14,7 @@ from servesim.config.workload import WorkloadConfig
 
 __all__ = ["EngineConfig", "HardwareConfig", "LinearStepTime", "OperatorStepTime", "Scenario", "SloConfig"]
 
-EngineVersion = Literal["0.6", "0.11", "0.19", "0.22", "0.26", "0.33"]
+EngineVersion = Literal["0.6", "0.11", "0.19", "0.22", "0.26", "0.32", "0.33"]
 
 
 class HardwareConfig(Record):
@@ -76,9 +76,9 @@ class EngineConfig(Record):
     """The serving engine, in vLLM's names and with vLLM's defaults."""
 
     version: EngineVersion = "0.26"
-    """vLLM version that is followed: 0.22 (also 0.20), 0.26 (0.24 to 0.32) or 0.33. The older ones schedule
-    like 0.22, which is not verified, and have their own memory profiling and defaults: 0.6, 0.11 (also 0.8 to
-    0.13) and 0.19 (0.14 to 0.19)."""
+    """vLLM version that is followed: 0.22 (also 0.20), 0.26 (0.24 to 0.31), 0.32 or 0.33. The older ones
+    schedule like 0.22, which is not verified, and have their own memory profiling and defaults: 0.6, 0.11
+    (also 0.8 to 0.13) and 0.19 (0.14 to 0.19)."""
     profile: str | None = None
     """Engine profile that `servesim calibrate` wrote: path of a file, beside the scenario or anywhere."""
     tensor_parallel_size: int = Field(default=1, ge=1)
