@@ -9,7 +9,7 @@ from servesim.config.model_profile import ModelProfile
 from servesim.config.scenario import EngineConfig
 from servesim.errors import ConfigError, Problem
 
-__all__ = ["resolve_engine", "tensor_parallel_problems"]
+__all__ = ["resolve_engine", "tensor_parallel_problems", "with_whole_tables"]
 
 _GIB = 2**30
 
@@ -26,6 +26,8 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
     Source: vLLM 0.26 and 0.33, engine arguments and scheduler configuration.
     """
     engine = _old_defaults(engine)
+    if engine.preemption_mode == "swap":
+        engine = with_whole_tables(engine)
     max_model_len = engine.max_model_len or model.max_position_embeddings
     limits = _default_limits(gpu, engine)
     max_num_seqs = engine.max_num_seqs or limits.max_num_seqs
@@ -57,6 +59,11 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
     if problems:
         raise ConfigError(problems)
     return resolved
+
+
+def with_whole_tables(engine: EngineConfig) -> EngineConfig:
+    """``engine`` without what vLLM's V0 engine did not have beside swapping and forked sequences."""
+    return engine.model_copy(update={"async_scheduling": False, "enable_prefix_caching": False})
 
 
 def _old_defaults(engine: EngineConfig) -> EngineConfig:

@@ -11,7 +11,15 @@ from servesim.config.speculative import SpeculativeConfig
 from servesim.config.weight_formats import Quantization
 from servesim.config.workload import WorkloadConfig
 
-__all__ = ["EngineConfig", "HardwareConfig", "LinearStepTime", "OperatorStepTime", "Scenario", "SloConfig"]
+__all__ = [
+    "EngineConfig",
+    "HardwareConfig",
+    "LinearStepTime",
+    "OperatorStepTime",
+    "Scenario",
+    "SloConfig",
+    "SwapConfig",
+]
 
 EngineVersion = Literal["0.6", "0.11", "0.19", "0.22", "0.26", "0.33"]
 
@@ -71,6 +79,21 @@ StepTimeConfig = Annotated[
 ]
 
 
+class SwapConfig(Record):
+    """How fast blocks move between the GPU and the swap space, and the disk behind host memory."""
+
+    copy_launch_us: float = Field(default=6.0, ge=0, le=1000)
+    """Time of one copy besides its bytes; a block takes one for keys and one for values in every layer.
+    5 to 7 us were measured for cudaMemcpyAsync (arXiv 2602.21548, section 5.2)."""
+    pcie_efficiency: float = Field(default=0.78, gt=0, le=1)
+    """Share of the GPU's nominal PCIe bandwidth that large copies reach: 25 of 32 GB/s on A100 (NVIDIA's
+    nvbandwidth, as reported in its issue 42)."""
+    disk_gib: float = Field(default=0.0, ge=0, le=1e6)
+    """Swap space on disk, per GPU, for what host memory has no room for."""
+    disk_gb_per_s: float = Field(default=3.0, gt=0, le=1000)
+    """Per GPU and direction; an estimate for one NVMe drive."""
+
+
 class EngineConfig(Record):
     """The serving engine, in vLLM's names and with vLLM's defaults."""
 
@@ -121,11 +144,23 @@ class EngineConfig(Record):
         "full_and_piecewise"
     )
     """Which steps are replayed from CUDA graphs, and whether attention is in them."""
+    preemption_mode: Literal["recompute", "swap"] = "recompute"
+    """What happens to a preempted request: its blocks are freed, or wait in host memory while nobody else is
+    admitted. swap is vLLM's up to its V0 engine, without prefix caching and async_scheduling."""
+    swap_space_gib: float = Field(default=4.0, ge=0, le=1e6)
+    """Host memory for swapped blocks, per GPU (vLLM: --swap-space)."""
+    swap: SwapConfig = SwapConfig()
     allocator: Literal["paged", "contiguous-max"] = "paged"
     """paged is vLLM's; contiguous-max reserves max_model_len consecutive slots for every request."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; empty switches it off."""
     step_time: StepTimeConfig = OperatorStepTime()
+
+    @model_validator(mode="after")
+    def _swaps_as_vllm_did(self) -> EngineConfig:
+        if self.preemption_mode == "swap":
+            keep_whole_tables(self, "preemption_mode: swap")
+        return self
 
     @model_validator(mode="after")
     def _speculates_as_vllm_can(self) -> EngineConfig:
@@ -149,6 +184,18 @@ class EngineConfig(Record):
         return self
 
 
+def keep_whole_tables(engine: EngineConfig, what: str, path: tuple[str, ...] = ()) -> None:
+    """Raise RuleError for a setting that was asked for and that vLLM's V0 engine lacked beside ``what``."""
+    for key, wrong, remedy in (
+        ("allocator", engine.allocator != "paged", "remove the allocator"),
+        ("speculative", engine.speculative is not None, "remove the section"),
+        ("enable_prefix_caching", engine.enable_prefix_caching, "leave it out"),
+        ("async_scheduling", engine.async_scheduling, "leave it out"),
+    ):
+        if wrong and key in engine.model_fields_set:
+            raise RuleError(f"does not go with {what}", path=(*path, key), next_step=remedy)
+
+
 class SloConfig(Record):
     """Latency limits; a request that keeps its per-request limits counts for the goodput."""
 
@@ -169,6 +216,12 @@ class Scenario(Record):
     workload: WorkloadConfig
     slo: SloConfig = SloConfig()
     seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _sequences_of_a_request_share_blocks(self) -> Scenario:
+        if self.workload.sampling is not None:
+            keep_whole_tables(self.engine, "workload.sampling", ("engine",))
+        return self
 
     @model_validator(mode="after")
     def _contiguous_has_no_blocks_to_share(self) -> Scenario:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from servesim.config.record import Record
+from servesim.config.sampling import SamplingConfig
 
 __all__ = [
     "ArrivalsConfig",
@@ -247,10 +248,12 @@ class WorkloadConfig(Record):
     """Requests in all, every turn of a session counted."""
     shared_prefixes: SharedPrefixesConfig | None = None
     sessions: SessionsConfig | None = None
+    sampling: SamplingConfig | None = None
+    """Several sequences for every request; empty: one."""
 
     @model_validator(mode="after")
     def _one_of_the_combinations(self) -> WorkloadConfig:
-        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None} - {"sampling"}
         if self.trace is None:
             kind = "a workload without trace"
             needed, allowed = _SYNTHETIC, _SYNTHETIC | {"shared_prefixes", "sessions"}

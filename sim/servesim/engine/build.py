@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from servesim.config.sampling import SamplingConfig
 from servesim.config.scenario import EngineConfig
 from servesim.cost.budget import MemoryBudget
+from servesim.engine.beams import BeamSearch
+from servesim.engine.build_swapping import build_swapping
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.speculation import Accept, Speculation, SpeculativeScheduler
 from servesim.engine.versions import RULES
@@ -25,10 +28,13 @@ def build_scheduler(
     *,
     one_by_one: bool = False,
     accept: Accept | None = None,
+    sampling: SamplingConfig | None = None,
+    beams: BeamSearch | None = None,
 ) -> Scheduler:
     """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine).
 
-    ``accept`` says which drafts are accepted; an engine that speculates needs it.
+    ``accept`` says which drafts are accepted; an engine that speculates needs it. ``sampling`` is that of the
+    workload, and ``beams`` says which of a request's sequences go on.
     """
     assert engine.max_num_seqs is not None
     assert engine.max_num_batched_tokens is not None
@@ -57,6 +63,17 @@ def build_scheduler(
         watermark_blocks=int(engine.watermark * memory.num_gpu_blocks),
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
     )
+    if engine.preemption_mode == "swap" or sampling is not None:
+        return build_swapping(
+            engine,
+            memory,
+            limits,
+            rules,
+            windows,
+            sampling=sampling,
+            beams=beams,
+            one_by_one=one_by_one,
+        )
     reads_ahead = speculative is not None and speculative.reads_hidden_states
     hash_lookahead_tokens = int(reads_ahead and rules.hashes_lookahead)
     drop_last_hit = reads_ahead and not rules.hashes_lookahead
