@@ -52,6 +52,10 @@ class OperatorStepTime(Record):
     """Zipf exponent of how often tokens are routed to an expert; 0 is uniform, and reads the most weights."""
     attention_kernel: Literal["flash", "standard"] = "flash"
     """For exploration: standard writes all scores to memory and reads them back; flash was measured."""
+    paging_overhead: float = Field(default=0.0, ge=0, le=10)
+    """For exploration: what looking up blocks of 16 tokens adds to reading the KV cache, as a share; other block
+    sizes add 16 / block_size times that. The first PagedAttention kernel took 0.20 to 0.26 more than one for
+    contiguous memory (arXiv 2309.06180, Figure 18a); the measured coefficients include today's."""
     shared_memory_per_sm_kib: int | None = Field(default=None, ge=1, le=10_000)
     """For exploration: shared memory of an SM that flash attention may use, instead of the GPU's own. Less
     slows long prompts; more changes nothing, since the measured efficiency stands."""
@@ -191,6 +195,7 @@ def keep_whole_tables(engine: EngineConfig, what: str, path: tuple[str, ...] = (
         ("speculative", engine.speculative is not None, "remove the section"),
         ("enable_prefix_caching", engine.enable_prefix_caching, "leave it out"),
         ("async_scheduling", engine.async_scheduling, "leave it out"),
+        ("scheduling_policy", engine.scheduling_policy == "priority", "leave it out"),
     ):
         if wrong and key in engine.model_fields_set:
             raise RuleError(f"does not go with {what}", path=(*path, key), next_step=remedy)

@@ -21,6 +21,7 @@ from servesim.cost.step_time import UNLIMITED_STEPS, AffineSteps, StepShape
 __all__ = ["OperatorLaw"]
 
 _ACTIVATION_BYTES = 2.0
+_LOOKUP_BLOCK = 16  # block size that paging_overhead speaks of
 _SENT_TENSORS = 2  # vLLM hands hidden states and residual to the next pipeline stage
 
 
@@ -65,7 +66,11 @@ class OperatorLaw:
         kernel = AttentionKernel(options.attention_kernel, None if kib is None else kib * 1024)
         self._decode = DecodeAttention(gpu, cache, part.attention, kernel)
         self._prefill = PrefillAttention(gpu, cache, part.attention, kernel)
-        self._slopes_s = tuple(layers * self._decode.per_context_token_s for layers in part.window_layers)
+        paging = 1.0
+        if engine.allocator == "paged":  # a lookup per block, whatever its size
+            paging += options.paging_overhead * _LOOKUP_BLOCK / engine.block_size
+        per_token_s = self._decode.per_context_token_s * paging
+        self._slopes_s = tuple(layers * per_token_s for layers in part.window_layers)
         self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
         self._token_s: dict[int, float] = {}
