@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from servesim.config.kv_formats import KvCacheDtype
 from servesim.config.record import Record, RuleError
 from servesim.config.speculative import SpeculativeConfig
 from servesim.config.weight_formats import Quantization
@@ -14,6 +15,7 @@ from servesim.config.workload import WorkloadConfig
 __all__ = [
     "EngineConfig",
     "HardwareConfig",
+    "KvEvictionConfig",
     "LinearStepTime",
     "OperatorStepTime",
     "Scenario",
@@ -53,9 +55,9 @@ class OperatorStepTime(Record):
     attention_kernel: Literal["flash", "standard"] = "flash"
     """For exploration: standard writes all scores to memory and reads them back; flash was measured."""
     paging_overhead: float = Field(default=0.0, ge=0, le=10)
-    """For exploration: what looking up blocks of 16 tokens adds to reading the KV cache, as a share; other block
-    sizes add 16 / block_size times that. The first PagedAttention kernel took 0.20 to 0.26 more than one for
-    contiguous memory (arXiv 2309.06180, Figure 18a); the measured coefficients include today's."""
+    """For exploration: what looking up blocks of 16 tokens adds to reading the KV cache, as a share; other
+    block sizes add 16 / block_size times that. The first PagedAttention kernel took 0.20 to 0.26 more than
+    one for contiguous memory (arXiv 2309.06180, Figure 18a); the measured coefficients include today's."""
     shared_memory_per_sm_kib: int | None = Field(default=None, ge=1, le=10_000)
     """For exploration: shared memory of an SM that flash attention may use, instead of the GPU's own. Less
     slows long prompts; more changes nothing, since the measured efficiency stands."""
@@ -98,6 +100,30 @@ class SwapConfig(Record):
     """Per GPU and direction; an estimate for one NVMe drive."""
 
 
+class KvEvictionConfig(Record):
+    """A budget of KV tokens per request: older ones are dropped. Memory and time only: what the model answers
+    without them is not modelled."""
+
+    policy: Literal["sliding-sink", "heavy-hitters"]
+    """sliding-sink keeps the first and the newest tokens (StreamingLLM); heavy-hitters any tokens, after the
+    whole prompt has been computed (H2O): what is kept moves into leading blocks, and each new token takes the
+    slot of a dropped one."""
+    sink_tokens: int = Field(default=4, ge=0)
+    """First tokens that sliding-sink never drops; part of the budget."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """Most KV tokens of a request."""
+    budget_fraction: float | None = Field(default=None, gt=0, le=1)
+    """The same as a share of max_model_len."""
+
+    @model_validator(mode="after")
+    def _has_one_budget(self) -> KvEvictionConfig:
+        if (self.budget_tokens is None) == (self.budget_fraction is None):
+            raise RuleError("needs exactly one of budget_tokens and budget_fraction")
+        if self.budget_tokens is not None and self.sink_tokens >= self.budget_tokens:
+            raise RuleError("leaves no token of the budget to the newest ones", path=("sink_tokens",))
+        return self
+
+
 class EngineConfig(Record):
     """The serving engine, in vLLM's names and with vLLM's defaults."""
 
@@ -118,7 +144,9 @@ class EngineConfig(Record):
     quantization: Quantization = "none"
     """Format of the linear layers' weights; embeddings and the LM head keep dtype. int8 is W8A8; w4a16 stands
     for AWQ and GPTQ; nvfp4 runs in 4 bits on Blackwell and weight-only elsewhere."""
-    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """Type of the KV cache; auto is dtype. int8 and int4 keep a scale and a zero point per token and head.
+    What they do to the answers is not modelled."""
     gpu_memory_utilization: float = Field(default=0.92, gt=0, le=1)
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens (prompt and output) of one request; empty takes the model's maximum."""
@@ -154,6 +182,8 @@ class EngineConfig(Record):
     swap_space_gib: float = Field(default=4.0, ge=0, le=1e6)
     """Host memory for swapped blocks, per GPU (vLLM: --swap-space)."""
     swap: SwapConfig = SwapConfig()
+    kv_eviction: KvEvictionConfig | None = None
+    """A budget of KV tokens per request; empty keeps all."""
     allocator: Literal["paged", "contiguous-max"] = "paged"
     """paged is vLLM's; contiguous-max reserves max_model_len consecutive slots for every request."""
     speculative: SpeculativeConfig | None = None
@@ -164,6 +194,14 @@ class EngineConfig(Record):
     def _swaps_as_vllm_did(self) -> EngineConfig:
         if self.preemption_mode == "swap":
             keep_whole_tables(self, "preemption_mode: swap")
+        return self
+
+    @model_validator(mode="after")
+    def _evicts_from_plain_tables(self) -> EngineConfig:
+        if self.kv_eviction is not None:
+            refuse_beside(self, "kv_eviction", "allocator", "speculative", "enable_prefix_caching")
+            if self.preemption_mode == "swap":
+                raise RuleError("does not go with kv_eviction", path=("preemption_mode",))
         return self
 
     @model_validator(mode="after")
@@ -190,15 +228,16 @@ class EngineConfig(Record):
 
 def keep_whole_tables(engine: EngineConfig, what: str, path: tuple[str, ...] = ()) -> None:
     """Raise RuleError for a setting that was asked for and that vLLM's V0 engine lacked beside ``what``."""
-    for key, wrong, remedy in (
-        ("allocator", engine.allocator != "paged", "remove the allocator"),
-        ("speculative", engine.speculative is not None, "remove the section"),
-        ("enable_prefix_caching", engine.enable_prefix_caching, "leave it out"),
-        ("async_scheduling", engine.async_scheduling, "leave it out"),
-        ("scheduling_policy", engine.scheduling_policy == "priority", "leave it out"),
-    ):
-        if wrong and key in engine.model_fields_set:
-            raise RuleError(f"does not go with {what}", path=(*path, key), next_step=remedy)
+    keys = ("allocator", "speculative", "enable_prefix_caching", "async_scheduling", "scheduling_policy")
+    refuse_beside(engine, what, *keys, path=path)
+
+
+def refuse_beside(engine: EngineConfig, what: str, *keys: str, path: tuple[str, ...] = ()) -> None:
+    """Raise RuleError if one of ``keys`` was given another value than the plainest, which ``what`` needs."""
+    plainest = {"allocator": "paged", "speculative": None, "scheduling_policy": "fcfs"}
+    for key in keys:
+        if key in engine.model_fields_set and getattr(engine, key) != plainest.get(key, False):
+            raise RuleError(f"does not go with {what}", path=(*path, key), next_step="leave it out")
 
 
 class SloConfig(Record):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from servesim.config.kv_formats import KV_FORMATS
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig, OperatorStepTime
 from servesim.config.weight_formats import WEIGHT_FORMATS
-from servesim.cost.attention import AttentionKernel, CacheDtype, DecodeAttention, PrefillAttention
+from servesim.cost.attention import AttentionKernel, DecodeAttention, PrefillAttention
 from servesim.cost.collectives import ALL_REDUCE_BYTES, AllReduce, PipelineSend
 from servesim.cost.cuda_graphs import GraphModes
 from servesim.cost.experts import Routing
@@ -61,11 +62,11 @@ class OperatorLaw:
         self._send = PipelineSend(gpu, degree * stages)
         self._elementwise = Elementwise(gpu)
         self._sampler = SAMPLERS[options.sampler]
-        cache: CacheDtype = "fp8" if engine.kv_cache_dtype == "fp8" else "bf16"
+        stored = KV_FORMATS[engine.kv_cache_dtype]
         kib = options.shared_memory_per_sm_kib
         kernel = AttentionKernel(options.attention_kernel, None if kib is None else kib * 1024)
-        self._decode = DecodeAttention(gpu, cache, part.attention, kernel)
-        self._prefill = PrefillAttention(gpu, cache, part.attention, kernel)
+        self._decode = DecodeAttention(gpu, stored.kernel, part.attention, kernel, stored)
+        self._prefill = PrefillAttention(gpu, stored.kernel, part.attention, kernel, stored)
         paging = 1.0
         if engine.allocator == "paged":  # a lookup per block, whatever its size
             paging += options.paging_overhead * _LOOKUP_BLOCK / engine.block_size

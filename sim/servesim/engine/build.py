@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from servesim.config.sampling import SamplingConfig
-from servesim.config.scenario import EngineConfig
+from servesim.config.scenario import EngineConfig, KvEvictionConfig
 from servesim.cost.budget import MemoryBudget
 from servesim.engine.beams import BeamSearch
 from servesim.engine.build_swapping import build_swapping
@@ -14,6 +14,7 @@ from servesim.engine.speculation import Accept, Speculation, SpeculativeSchedule
 from servesim.engine.versions import RULES
 from servesim.errors import ConfigError, Problem
 from servesim.kv.base import KVCacheManager
+from servesim.kv.budgeted import BudgetedKVCache, HeavyHitterKVCache, SinkKVCache
 from servesim.kv.contiguous import ContiguousKVCache
 from servesim.kv.grouped import GroupedKVCache
 from servesim.kv.paged import PagedKVCache
@@ -78,7 +79,10 @@ def build_scheduler(
     hash_lookahead_tokens = int(reads_ahead and rules.hashes_lookahead)
     drop_last_hit = reads_ahead and not rules.hashes_lookahead
     kv: KVCacheManager[Any]
-    if engine.allocator == "contiguous-max":
+    if engine.kv_eviction is not None:
+        kv, budget = _budgeted(engine.kv_eviction, engine, memory, max_num_batched_tokens)
+        windows = tuple(budget if window is None else min(window, budget) for window in windows)
+    elif engine.allocator == "contiguous-max":
         kv = ContiguousKVCache(memory.contiguous_tokens, engine.max_model_len)
     elif memory.kv_layout.group_windows != (None,):
         kv = GroupedKVCache(
@@ -120,3 +124,23 @@ def build_scheduler(
         accept=accept,
         asynchronous=engine.async_scheduling,
     )
+
+
+def _budgeted(
+    eviction: KvEvictionConfig, engine: EngineConfig, memory: MemoryBudget, chunk_tokens: int
+) -> tuple[BudgetedKVCache, int]:
+    """The KV cache of an engine that drops tokens, and how many of a request it keeps."""
+    if memory.kv_layout.group_windows != (None,):
+        raise ConfigError(
+            Problem(
+                "a model with attention windows drops tokens by itself",
+                path="engine.kv_eviction",
+                next_step="remove it, or choose a model with full attention in every layer",
+            )
+        )
+    budget = eviction.budget_tokens
+    assert budget is not None  # resolved
+    if eviction.policy == "heavy-hitters":
+        return HeavyHitterKVCache(memory.num_gpu_blocks, engine.block_size, budget), budget
+    sinks = eviction.sink_tokens
+    return SinkKVCache(memory.num_gpu_blocks, engine.block_size, budget, sinks, chunk_tokens), budget
