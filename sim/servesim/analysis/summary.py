@@ -81,7 +81,7 @@ class KvUse:
     sharing: float
     """Logical over physical token slots: 1 when no two requests share a block; NaN with nothing stored."""
     adds_up: bool
-    """The six classes added up to the same pool at the begin and end of every row."""
+    """The seven classes added up to the same pool at the begin and end of every row."""
 
 
 @dataclass(frozen=True, slots=True)

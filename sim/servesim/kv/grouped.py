@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from servesim.kv.base import PrefixHit, Usage
-from servesim.kv.paged import BlockPool, PagedKVCache, PagedSequence
+from servesim.kv.paged import BlockPool, PagedKVCache, PagedSequence, spans_of
 from servesim.kv.window import SlidingKVCache, longest_run
 
 __all__ = ["GroupedKVCache"]
@@ -75,14 +75,18 @@ class GroupedKVCache:
         return self.pool.evictions
 
     def new_sequence(
-        self, prompt: Sequence[tuple[Hashable | None, int]], prompt_tokens: int, output_name: Hashable | None
+        self,
+        prompt: Sequence[tuple[Hashable | None, int]],
+        prompt_tokens: int,
+        output_name: Hashable | None,
+        output_tokens: int | None = None,
     ) -> GroupedSequence:
         """A sequence without blocks."""
         return tuple(group.new_sequence(prompt, prompt_tokens, output_name) for group in self._groups)
 
-    def final_waste(self, final_slots: int) -> tuple[int, int]:
+    def final_waste(self, sequence: GroupedSequence, final_slots: int) -> tuple[int, int]:
         """The empty end of the last block, in one group."""
-        return self._groups[0].final_waste(final_slots)
+        return self._groups[0].final_waste(sequence[0], final_slots)
 
     def find_hit(self, sequence: GroupedSequence, num_tokens: int) -> PrefixHit | None:
         """The longest prefix that every group holds; each may shorten it, until none does."""
@@ -146,6 +150,10 @@ class GroupedKVCache:
         groups = zip(self._groups, sequence, hits, strict=True)
         return sum(group.num_blocks_to_admit(part, num_tokens, of) for group, part, of in groups)
 
+    def deny(self, num_blocks: int) -> bool:
+        """Any free block serves, so too few are free."""
+        return False
+
     def release(self, sequence: GroupedSequence, num_processed_tokens: int) -> None:
         """Free what has left the windows."""
         for group, part in zip(self._groups, sequence, strict=True):
@@ -181,6 +189,14 @@ class GroupedKVCache:
         """The sequence's block tables by group; needs track_ids."""
         return [group.block_ids(part) for group, part in zip(self._groups, sequence, strict=True)]
 
+    def spans(self, sequence: GroupedSequence) -> list[tuple[int, int]]:
+        """Runs of neighbouring blocks, group by group; needs track_ids."""
+        return [span for ids in self.block_ids(sequence) for span in spans_of(ids, self.block_size)]
+
+    def hole_sizes(self) -> list[int]:
+        """None: any free block serves."""
+        return []
+
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class, in slots of one group's tokens."""
         size, groups = self.block_size, len(self._groups)
@@ -191,7 +207,8 @@ class GroupedKVCache:
             tokens=used - empty,
             reserved=empty - final_waste * groups,
             internal=final_waste * groups,
-            external=0,
+            round_up=0,
+            holes=0,
             cached=self.pool.num_cached * size,
             free=(self.pool.num_free - self.pool.num_cached) * size,
             logical=written,

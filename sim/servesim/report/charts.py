@@ -30,7 +30,8 @@ KV_COLOURS = {
     "tokens": BLUE,
     "reserved": SKY,
     "internal": ORANGE,
-    "external": VERMILLION,
+    "round_up": PURPLE,
+    "holes": VERMILLION,
     "cached": PALE_GREEN,
     "free": PALE_GREY,
 }
