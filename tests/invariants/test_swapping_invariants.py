@@ -24,7 +24,7 @@ from servesim.engine.versions import RULES
 from servesim.kv.forked import ForkedKVCache
 from servesim.kv.host import SwappableKVCache, SwapSpace
 
-swapping_cases = cases(contiguous=False, caching=False, pipeline_depth=1, priority_policy=False)
+swapping_cases = cases(paged=True, caching=False, pipeline_depth=1, priority_policy=False)
 spaces = st.builds(SwapSpace, st.integers(0, 60), st.integers(0, 20))
 seen: Counter[str] = Counter()  # that the cases drawn do what they are for
 

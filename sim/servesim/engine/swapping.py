@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
-from servesim.engine.state import Plan, RequestState, Status
+from servesim.engine.state import AdmissionFailure, Plan, RequestState, Status
 from servesim.engine.versions import Rules
 from servesim.kv.base import KVCacheManager
 from servesim.kv.host import SwapSpace, Traffic
@@ -79,10 +79,12 @@ class SwappingScheduler(Scheduler):
             request = self._swapped[0]
             want = min(self._want(request), budget)
             if want <= 0 or len(self.running) >= limits.max_num_seqs:
+                plan.failure = AdmissionFailure.SEATS
                 return True
             before = request.num_computed_tokens
             free = kv.num_free_blocks - (limits.watermark_blocks if self.running else 0)
             if kv.num_blocks_needed(request.sequence, self._slots(before + want), None) > free:
+                plan.failure = AdmissionFailure.MEMORY
                 return True
             self._swapped.popleft()
             moved = self.space.take(request)

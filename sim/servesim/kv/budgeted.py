@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from servesim.kv.base import PrefixHit, Usage
+from servesim.kv.paged import spans_of
 
 __all__ = ["BudgetedKVCache", "BudgetedSequence", "HeavyHitterKVCache", "SinkKVCache"]
 
 
 class BudgetedSequence:
-    """Blocks ``start`` to ``end - 1`` of a request's tokens, and its sink blocks before ``start``."""
+    """The blocks of a request, of which there would be ``end`` had none been dropped."""
 
-    __slots__ = ("end", "num_slots", "processed", "prompt_tokens", "start")
+    __slots__ = ("blocks", "end", "num_slots", "processed", "prompt_tokens")
 
     def __init__(self, prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
         self.num_slots = 0  # tokens computed, dropped ones included
         self.processed = 0  # of them, those with which attention was done when tokens were dropped last
-        self.start = self.end = 0
+        self.blocks: list[int] = []
+        self.end = 0
 
 
 class BudgetedKVCache:
@@ -37,15 +39,16 @@ class BudgetedKVCache:
         self.block_size = self.growth_block_size = block_size
         self.budget = budget
         self.num_blocks = num_blocks
-        self.num_free_blocks = num_blocks - 1
+        self._free = list(range(num_blocks - 1, 0, -1))  # top of the stack last
         self._tokens = 0  # kept by all requests
         self._stale = 0  # slots in held blocks whose token was dropped
 
-    # ---- which blocks a request keeps -----------------------------------------------------------
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
 
-    def held(self, sequence: BudgetedSequence) -> int:
-        """Blocks that a request holds."""
-        raise NotImplementedError
+    # ---- which blocks a request keeps -----------------------------------------------------------
 
     def kept(self, sequence: BudgetedSequence) -> int:
         """Tokens that a request keeps."""
@@ -63,8 +66,8 @@ class BudgetedKVCache:
         """``end`` that ``num_slots`` slots need."""
         raise NotImplementedError
 
-    def drop(self, sequence: BudgetedSequence, num_processed_tokens: int) -> None:
-        """Move ``start`` or ``end`` past what is dropped once so many tokens are computed."""
+    def dropped(self, sequence: BudgetedSequence) -> tuple[int, int]:
+        """The range of places in the table whose blocks ``processed`` has made useless."""
         raise NotImplementedError
 
     def most_blocks(self, num_tokens: int) -> int:
@@ -74,12 +77,16 @@ class BudgetedKVCache:
     # ---- KVCacheManager -------------------------------------------------------------------------
 
     def new_sequence(
-        self, prompt: Sequence[tuple[Hashable | None, int]], prompt_tokens: int, output_name: Hashable | None
+        self,
+        prompt: Sequence[tuple[Hashable | None, int]],
+        prompt_tokens: int,
+        output_name: Hashable | None,
+        output_tokens: int | None = None,
     ) -> BudgetedSequence:
         """A sequence without blocks."""
         return BudgetedSequence(prompt_tokens)
 
-    def final_waste(self, final_slots: int) -> tuple[int, int]:
+    def final_waste(self, sequence: BudgetedSequence, final_slots: int) -> tuple[int, int]:
         """The empty end of the last block, held from the first slot of that block on."""
         last = self.last_slot(final_slots)
         waste = -last % self.block_size
@@ -97,19 +104,24 @@ class BudgetedKVCache:
         """The most that computing ``num_tokens`` tokens takes at once."""
         return self.most_blocks(num_tokens)
 
+    def deny(self, num_blocks: int) -> bool:
+        """Any free block serves, so too few are free."""
+        return False
+
     def release(self, sequence: BudgetedSequence, num_processed_tokens: int) -> None:
         """Drop what is over the budget."""
         self._count(sequence, -1)
-        self.num_free_blocks += self.held(sequence)
-        self.drop(sequence, num_processed_tokens)
-        self.num_free_blocks -= self.held(sequence)
+        sequence.processed = num_processed_tokens
+        first, last = self.dropped(sequence)
+        self._free += sequence.blocks[first:last][::-1]
+        del sequence.blocks[first:last]
         self._count(sequence, 1)
 
     def allocate(self, sequence: BudgetedSequence, num_slots: int, hit: PrefixHit | None) -> None:
         """Take blocks for ``num_slots`` slots."""
         self._count(sequence, -1)
         new = self.num_blocks_needed(sequence, num_slots, None)
-        self.num_free_blocks -= new
+        sequence.blocks += [self._free.pop() for _ in range(new)]
         sequence.end += new
         sequence.num_slots = max(num_slots, sequence.num_slots)
         self._count(sequence, 1)
@@ -128,22 +140,32 @@ class BudgetedKVCache:
     def free(self, sequence: BudgetedSequence) -> None:
         """Give back all blocks."""
         self._count(sequence, -1)
-        self.num_free_blocks += self.held(sequence)
-        sequence.num_slots = sequence.processed = sequence.start = sequence.end = 0
+        self._free += sequence.blocks[::-1]
+        sequence.blocks = []
+        sequence.num_slots = sequence.processed = sequence.end = 0
+
+    def spans(self, sequence: BudgetedSequence) -> list[tuple[int, int]]:
+        """Runs of neighbouring blocks."""
+        return spans_of(sequence.blocks, self.block_size)
+
+    def hole_sizes(self) -> list[int]:
+        """None: any free block serves."""
+        return []
 
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class; slots of dropped tokens in held blocks are internal."""
         size = self.block_size
-        held = (self.num_blocks - 1 - self.num_free_blocks) * size
+        held = (self.num_blocks - 1 - len(self._free)) * size
         empty = held - self._tokens
         internal = min(final_waste + self._stale, empty)
         return Usage(
             tokens=self._tokens,
             reserved=empty - internal,
             internal=internal,
-            external=0,
+            round_up=0,
+            holes=0,
             cached=0,
-            free=self.num_free_blocks * size,
+            free=len(self._free) * size,
             logical=self._tokens,
         )
 
@@ -154,10 +176,6 @@ class BudgetedKVCache:
 
 class HeavyHitterKVCache(BudgetedKVCache):
     """Keeps any ``budget`` tokens, packed into leading blocks; a new token takes a dropped one's slot."""
-
-    def held(self, sequence: BudgetedSequence) -> int:
-        """All blocks up to the end."""
-        return sequence.end
 
     def kept(self, sequence: BudgetedSequence) -> int:
         """The whole prompt until it is computed; never more than fits into the blocks held."""
@@ -176,11 +194,12 @@ class HeavyHitterKVCache(BudgetedKVCache):
             tokens = min(tokens, self.budget)
         return -(-tokens // self.block_size)
 
-    def drop(self, sequence: BudgetedSequence, num_processed_tokens: int) -> None:
-        """Pack what is kept into the first blocks, once the prompt is computed."""
-        sequence.processed = num_processed_tokens
-        if num_processed_tokens >= sequence.prompt_tokens:
-            sequence.end = min(sequence.end, -(-self.budget // self.block_size))
+    def dropped(self, sequence: BudgetedSequence) -> tuple[int, int]:
+        """The last ones, once the prompt is computed and what is kept is packed into the first."""
+        last = sequence.end
+        if sequence.processed >= sequence.prompt_tokens:
+            sequence.end = min(last, -(-self.budget // self.block_size))
+        return sequence.end, last
 
     def most_blocks(self, num_tokens: int) -> int:
         """All tokens that are computed before any is dropped."""
@@ -204,12 +223,6 @@ class SinkKVCache(BudgetedKVCache):
         )  # neither end need be at a block's edge
         self._most_blocks = self._sink_blocks + kept
 
-    def held(self, sequence: BudgetedSequence) -> int:
-        """The sink's blocks and those of the window."""
-        return min(sequence.end, self._sink_blocks) + max(
-            sequence.end - max(sequence.start, self._sink_blocks), 0
-        )
-
     def kept(self, sequence: BudgetedSequence) -> int:
         """The sinks, the window before what the last step computed, and that."""
         first = max(self._sinks, sequence.processed + 1 - self._window)
@@ -218,17 +231,18 @@ class SinkKVCache(BudgetedKVCache):
     def stale(self, sequence: BudgetedSequence) -> int:
         """Between the sinks and the window, in their blocks."""
         ahead = sequence.end * self.block_size - sequence.num_slots
-        return self.held(sequence) * self.block_size - self.kept(sequence) - ahead
+        return len(sequence.blocks) * self.block_size - self.kept(sequence) - ahead
 
     def end_for(self, sequence: BudgetedSequence, num_slots: int) -> int:
         """Blocks of all tokens: those before the window count as gone, not as free."""
         return -(-num_slots // self.block_size)
 
-    def drop(self, sequence: BudgetedSequence, num_processed_tokens: int) -> None:
-        """Let the window follow."""
-        sequence.processed = num_processed_tokens
-        first = (num_processed_tokens + 1 - self._window) // self.block_size
-        sequence.start = max(sequence.start, min(first, sequence.end))
+    def dropped(self, sequence: BudgetedSequence) -> tuple[int, int]:
+        """Those behind the sinks that lie wholly before the window."""
+        sinks, held = min(self._sink_blocks, sequence.end), len(sequence.blocks)
+        first = (sequence.processed + 1 - self._window) // self.block_size
+        window = min(sequence.end - max(first, sinks), held - sinks)
+        return sinks, held - max(window, 0)
 
     def most_blocks(self, num_tokens: int) -> int:
         """Never more than sinks, window and one step's tokens span."""

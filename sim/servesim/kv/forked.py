@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 
 from servesim.kv.base import PrefixHit, Usage
+from servesim.kv.paged import spans_of
 
 __all__ = ["ForkedKVCache", "ForkedSequence"]
 
@@ -74,12 +75,16 @@ class ForkedKVCache:
         return len(self._free)
 
     def new_sequence(
-        self, prompt: Sequence[tuple[Hashable | None, int]], prompt_tokens: int, output_name: Hashable | None
+        self,
+        prompt: Sequence[tuple[Hashable | None, int]],
+        prompt_tokens: int,
+        output_name: Hashable | None,
+        output_tokens: int | None = None,
     ) -> ForkedSequence:
         """A request without blocks."""
         return ForkedSequence(prompt_tokens)
 
-    def final_waste(self, final_slots: int) -> tuple[int, int]:
+    def final_waste(self, sequence: ForkedSequence, final_slots: int) -> tuple[int, int]:
         """The empty ends of the last blocks, one for each sequence."""
         waste = -final_slots % self.block_size
         return waste * self.width, final_slots + waste - self.block_size + 1
@@ -107,6 +112,10 @@ class ForkedKVCache:
     def num_blocks_to_admit(self, sequence: ForkedSequence, num_tokens: int, hit: PrefixHit | None) -> int:
         """As for any slots."""
         return self.num_blocks_needed(sequence, num_tokens, hit)
+
+    def deny(self, num_blocks: int) -> bool:
+        """Any free block serves, so too few are free."""
+        return False
 
     def release(self, sequence: ForkedSequence, num_processed_tokens: int) -> None:
         """Full attention looks at every token again."""
@@ -173,6 +182,14 @@ class ForkedKVCache:
             tables.append(table[::-1])
         return tables
 
+    def spans(self, sequence: ForkedSequence) -> list[tuple[int, int]]:
+        """Runs of neighbouring blocks, shared ones once."""
+        return spans_of(sorted(block.id for block in sequence.blocks()), self.block_size)
+
+    def hole_sizes(self) -> list[int]:
+        """None: any free block serves."""
+        return []
+
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class, from what is allocated: slots are in use once their step is scheduled."""
         size, free = self.block_size, len(self._free)
@@ -181,7 +198,8 @@ class ForkedKVCache:
             tokens=held - self._empty,
             reserved=self._empty - final_waste,
             internal=final_waste,
-            external=0,
+            round_up=0,
+            holes=0,
             cached=0,
             free=free * size,
             logical=self._logical,
