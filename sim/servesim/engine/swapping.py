@@ -51,6 +51,12 @@ class SwappingScheduler(Scheduler):
         """The requests that are running, swapped out or waiting."""
         return [*super().unfinished(), *self._swapped]
 
+    def _open(self, group_size: int) -> Plan:
+        plan = super()._open(group_size)
+        if self._swapped:  # nobody is alone
+            self._threshold = self.limits.long_prefill_token_threshold
+        return plan
+
     def _preempt(self, plan: Plan, victim: RequestState) -> None:
         """Move the victim's blocks out if they fit; else free them."""
         blocks = self._physical_blocks(victim)
