@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from servesim.config.expect import Expectation
 from servesim.config.kv_formats import KvCacheDtype
+from servesim.config.kv_options import KvEvictionConfig, SwapConfig
 from servesim.config.record import Record, RuleError
 from servesim.config.speculative import SpeculativeConfig
 from servesim.config.weight_formats import Quantization
@@ -15,12 +17,10 @@ from servesim.config.workload import WorkloadConfig
 __all__ = [
     "EngineConfig",
     "HardwareConfig",
-    "KvEvictionConfig",
     "LinearStepTime",
     "OperatorStepTime",
     "Scenario",
     "SloConfig",
-    "SwapConfig",
 ]
 
 EngineVersion = Literal["0.6", "0.11", "0.19", "0.22", "0.26", "0.33"]
@@ -85,45 +85,6 @@ StepTimeConfig = Annotated[
 ]
 
 
-class SwapConfig(Record):
-    """How fast blocks move between the GPU and the swap space, and the disk behind host memory."""
-
-    copy_launch_us: float = Field(default=6.0, ge=0, le=1000)
-    """Time of one copy besides its bytes; a block takes one for keys and one for values in every layer.
-    5 to 7 us were measured for cudaMemcpyAsync (arXiv 2602.21548, section 5.2)."""
-    pcie_efficiency: float = Field(default=0.78, gt=0, le=1)
-    """Share of the GPU's nominal PCIe bandwidth that large copies reach: 25 of 32 GB/s on A100 (NVIDIA's
-    nvbandwidth, as reported in its issue 42)."""
-    disk_gib: float = Field(default=0.0, ge=0, le=1e6)
-    """Swap space on disk, per GPU, for what host memory has no room for."""
-    disk_gb_per_s: float = Field(default=3.0, gt=0, le=1000)
-    """Per GPU and direction; an estimate for one NVMe drive."""
-
-
-class KvEvictionConfig(Record):
-    """A budget of KV tokens per request: older ones are dropped. Memory and time only: what the model answers
-    without them is not modelled."""
-
-    policy: Literal["sliding-sink", "heavy-hitters"]
-    """sliding-sink keeps the first and the newest tokens (StreamingLLM); heavy-hitters any tokens, after the
-    whole prompt has been computed (H2O): what is kept moves into leading blocks, and each new token takes the
-    slot of a dropped one."""
-    sink_tokens: int = Field(default=4, ge=0)
-    """First tokens that sliding-sink never drops; part of the budget."""
-    budget_tokens: int | None = Field(default=None, ge=1)
-    """Most KV tokens of a request."""
-    budget_fraction: float | None = Field(default=None, gt=0, le=1)
-    """The same as a share of max_model_len."""
-
-    @model_validator(mode="after")
-    def _has_one_budget(self) -> KvEvictionConfig:
-        if (self.budget_tokens is None) == (self.budget_fraction is None):
-            raise RuleError("needs exactly one of budget_tokens and budget_fraction")
-        if self.budget_tokens is not None and self.sink_tokens >= self.budget_tokens:
-            raise RuleError("leaves no token of the budget to the newest ones", path=("sink_tokens",))
-        return self
-
-
 class EngineConfig(Record):
     """The serving engine, in vLLM's names and with vLLM's defaults."""
 
@@ -184,8 +145,15 @@ class EngineConfig(Record):
     swap: SwapConfig = SwapConfig()
     kv_eviction: KvEvictionConfig | None = None
     """A budget of KV tokens per request; empty keeps all."""
-    allocator: Literal["paged", "contiguous-max"] = "paged"
-    """paged is vLLM's; contiguous-max reserves max_model_len consecutive slots for every request."""
+    allocator: Literal["paged", "contiguous-max", "contiguous-pow2", "contiguous-oracle"] = "paged"
+    """paged is vLLM's. The others reserve consecutive slots when a request is admitted: max_model_len; its
+    prompt and the next power of two of its output; or exactly what it will need (docs/allocators.md)."""
+    contiguous_fit: Literal["first", "best", "buddy"] = "first"
+    """Where a contiguous allocator reserves: in the first or the smallest hole that is large enough, or in a
+    chunk of a buddy system, which rounds up to a power of two."""
+    batching: Literal["continuous", "static", "orca", "prefill-first"] = "continuous"
+    """continuous is vLLM's. static: a batch ends with its longest request (FasterTransformer); orca: whole
+    prompts join the running decodes; prefill-first: prompts in steps of their own (vLLM before chunking)."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; empty switches it off."""
     step_time: StepTimeConfig = OperatorStepTime()
@@ -202,6 +170,46 @@ class EngineConfig(Record):
             refuse_beside(self, "kv_eviction", "allocator", "speculative", "enable_prefix_caching")
             if self.preemption_mode == "swap":
                 raise RuleError("does not go with kv_eviction", path=("preemption_mode",))
+        return self
+
+    @model_validator(mode="after")
+    def _allocates_as_it_batches(self) -> EngineConfig:
+        given = self.model_fields_set
+        if self.allocator == "paged":
+            if self.batching == "static":
+                raise RuleError(
+                    "static needs a contiguous allocator (a batch must have all its memory when it begins)",
+                    path=("batching",),
+                    next_step="add allocator: contiguous-max under engine",
+                )
+            if self.contiguous_fit != "first":
+                raise RuleError(
+                    "needs a contiguous allocator (any free block serves a paged one)",
+                    path=("contiguous_fit",),
+                    next_step="remove it, or add allocator: contiguous-max under engine",
+                )
+        elif self.watermark:
+            raise RuleError(
+                "needs allocator: paged (a reservation never grows)",
+                path=("watermark",),
+                next_step="remove it",
+            )
+        if self.batching == "continuous":
+            return self
+        only_continuous = {
+            "enable_chunked_prefill": self.enable_chunked_prefill,
+            "long_prefill_token_threshold": self.long_prefill_token_threshold,
+            "async_scheduling": self.async_scheduling,
+            "speculative": self.speculative,
+            "max_num_batched_tokens": self.batching != "prefill-first",
+        }
+        for name, wanted in only_continuous.items():
+            if name in given and wanted and getattr(self, name) is not None:
+                raise RuleError(
+                    f"does not go with batching: {self.batching} (docs/allocators.md says how it schedules)",
+                    path=(name,),
+                    next_step="remove it, or the batching",
+                )
         return self
 
     @model_validator(mode="after")
@@ -228,13 +236,19 @@ class EngineConfig(Record):
 
 def keep_whole_tables(engine: EngineConfig, what: str, path: tuple[str, ...] = ()) -> None:
     """Raise RuleError for a setting that was asked for and that vLLM's V0 engine lacked beside ``what``."""
-    keys = ("allocator", "speculative", "enable_prefix_caching", "async_scheduling", "scheduling_policy")
+    keys = ["allocator", "batching", "speculative", "scheduling_policy"]
+    keys += ["enable_prefix_caching", "async_scheduling"]
     refuse_beside(engine, what, *keys, path=path)
 
 
 def refuse_beside(engine: EngineConfig, what: str, *keys: str, path: tuple[str, ...] = ()) -> None:
     """Raise RuleError if one of ``keys`` was given another value than the plainest, which ``what`` needs."""
-    plainest = {"allocator": "paged", "speculative": None, "scheduling_policy": "fcfs"}
+    plainest = {
+        "allocator": "paged",
+        "batching": "continuous",
+        "scheduling_policy": "fcfs",
+        "speculative": None,
+    }
     for key in keys:
         if key in engine.model_fields_set and getattr(engine, key) != plainest.get(key, False):
             raise RuleError(f"does not go with {what}", path=(*path, key), next_step="leave it out")
@@ -259,6 +273,8 @@ class Scenario(Record):
     engine: EngineConfig = EngineConfig()
     workload: WorkloadConfig
     slo: SloConfig = SloConfig()
+    expect: tuple[Expectation, ...] = ()
+    """Figures that `servesim run --expect` checks, with exit code 1 if one is missed (docs/expectations.md)."""
     seed: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+from servesim.config.kv_options import KvEvictionConfig
 from servesim.config.sampling import SamplingConfig
-from servesim.config.scenario import EngineConfig, KvEvictionConfig
+from servesim.config.scenario import EngineConfig
 from servesim.cost.budget import MemoryBudget
 from servesim.engine.beams import BeamSearch
 from servesim.engine.build_swapping import build_swapping
+from servesim.engine.orca import OrcaScheduler
+from servesim.engine.prefill_first import PrefillFirstScheduler
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.speculation import Accept, Speculation, SpeculativeScheduler
-from servesim.engine.versions import RULES
-from servesim.errors import ConfigError, Problem
+from servesim.engine.static_batching import StaticScheduler
+from servesim.engine.versions import RULES, Rules
+from servesim.errors import ConfigError, MemoryDoesNotFitError, Problem
+from servesim.kv.address_space import build_address_space
 from servesim.kv.base import KVCacheManager
 from servesim.kv.budgeted import BudgetedKVCache, HeavyHitterKVCache, SinkKVCache
-from servesim.kv.contiguous import ContiguousKVCache
+from servesim.kv.contiguous import ContiguousKVCache, Reservation
 from servesim.kv.grouped import GroupedKVCache
 from servesim.kv.paged import PagedKVCache
 
@@ -37,33 +42,8 @@ def build_scheduler(
     ``accept`` says which drafts are accepted; an engine that speculates needs it. ``sampling`` is that of the
     workload, and ``beams`` says which of a request's sequences go on.
     """
-    assert engine.max_num_seqs is not None
-    assert engine.max_num_batched_tokens is not None
-    assert engine.max_model_len is not None
     rules = RULES[engine.version]
-    if engine.watermark and not rules.has_watermark:
-        raise ConfigError(
-            Problem(
-                f"vLLM {engine.version} has no watermark",
-                path="engine.watermark",
-                got=f"{engine.watermark:g}",
-                next_step="leave it at 0, or choose a later engine.version",
-            )
-        )
-    speculative = engine.speculative
-    max_num_batched_tokens = engine.max_num_batched_tokens
-    if speculative is not None and not rules.charges_draft_rows:
-        max_num_batched_tokens -= speculative.draft_rows * engine.max_num_seqs
-    limits = SchedulerLimits(
-        max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=engine.max_model_len,
-        enable_chunked_prefill=engine.enable_chunked_prefill,
-        long_prefill_token_threshold=engine.long_prefill_token_threshold,
-        priority_policy=engine.scheduling_policy == "priority",
-        watermark_blocks=int(engine.watermark * memory.num_gpu_blocks),
-        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
-    )
+    limits = _limits(engine, memory, rules)
     if engine.preemption_mode == "swap" or sampling is not None:
         return build_swapping(
             engine,
@@ -75,17 +55,78 @@ def build_scheduler(
             beams=beams,
             one_by_one=one_by_one,
         )
-    reads_ahead = speculative is not None and speculative.reads_hidden_states
+    kv, speculative = _kv_cache(engine, memory, rules), engine.speculative
+    if engine.kv_eviction is not None:
+        budget = engine.kv_eviction.budget_tokens or 0
+        windows = tuple(budget if window is None else min(window, budget) for window in windows)
+    if speculative is not None:
+        if accept is None:
+            raise ValueError("an engine that speculates needs a law of acceptance")
+        speculation = Speculation(
+            speculative.num_speculative_tokens,
+            speculative.keeps_kv,
+            speculative.reads_hidden_states,
+            speculative.draft_rows,
+        )
+        return SpeculativeScheduler(
+            limits,
+            rules,
+            kv,
+            windows,
+            speculation=speculation,
+            accept=accept,
+            asynchronous=engine.async_scheduling,
+        )
+    match engine.batching:
+        case "static":
+            return StaticScheduler(limits, rules, kv, windows)
+        case "orca":
+            return OrcaScheduler(limits, rules, kv, windows, one_by_one=one_by_one)
+        case "prefill-first":
+            return PrefillFirstScheduler(limits, rules, kv, windows, one_by_one=one_by_one)
+        case "continuous":
+            return Scheduler(limits, rules, kv, windows, one_by_one=one_by_one)
+
+
+def _limits(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> SchedulerLimits:
+    assert engine.max_num_seqs is not None
+    assert engine.max_num_batched_tokens is not None
+    assert engine.max_model_len is not None
+    if engine.watermark and not rules.has_watermark and engine.batching != "prefill-first":
+        raise ConfigError(
+            Problem(
+                f"vLLM {engine.version} has no watermark",
+                path="engine.watermark",
+                got=f"{engine.watermark:g}",
+                next_step="leave it at 0, or choose a later engine.version",
+            )
+        )
+    max_num_batched_tokens = engine.max_num_batched_tokens
+    if engine.speculative is not None and not rules.charges_draft_rows:
+        max_num_batched_tokens -= engine.speculative.draft_rows * engine.max_num_seqs
+    return SchedulerLimits(
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=engine.max_model_len,
+        enable_chunked_prefill=engine.enable_chunked_prefill,
+        long_prefill_token_threshold=engine.long_prefill_token_threshold,
+        priority_policy=engine.scheduling_policy == "priority",
+        watermark_blocks=int(engine.watermark * memory.num_gpu_blocks),
+        scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+    )
+
+
+def _kv_cache(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> KVCacheManager[Any]:
+    if engine.allocator != "paged":
+        return _contiguous(engine, memory)
+    if engine.kv_eviction is not None:
+        return _budgeted(engine.kv_eviction, engine, memory)
+    assert engine.max_model_len is not None
+    reads_ahead = engine.speculative is not None and engine.speculative.reads_hidden_states
     hash_lookahead_tokens = int(reads_ahead and rules.hashes_lookahead)
     drop_last_hit = reads_ahead and not rules.hashes_lookahead
-    kv: KVCacheManager[Any]
-    if engine.kv_eviction is not None:
-        kv, budget = _budgeted(engine.kv_eviction, engine, memory, max_num_batched_tokens)
-        windows = tuple(budget if window is None else min(window, budget) for window in windows)
-    elif engine.allocator == "contiguous-max":
-        kv = ContiguousKVCache(memory.contiguous_tokens, engine.max_model_len)
-    elif memory.kv_layout.group_windows != (None,):
-        kv = GroupedKVCache(
+    if memory.kv_layout.group_windows != (None,):
+        return GroupedKVCache(
             memory.num_gpu_blocks,
             engine.block_size,
             memory.kv_layout.group_windows,
@@ -96,40 +137,38 @@ def build_scheduler(
             hash_lookahead_tokens=hash_lookahead_tokens,
             drop_last_hit=drop_last_hit,
         )
-    else:
-        kv = PagedKVCache(
-            memory.num_gpu_blocks,
-            engine.block_size,
-            enable_prefix_caching=engine.enable_prefix_caching,
-            blank_blocks_first=rules.blank_blocks_first,
-            hash_lookahead_tokens=hash_lookahead_tokens,
-            drop_last_hit=drop_last_hit,
+    return PagedKVCache(
+        memory.num_gpu_blocks,
+        engine.block_size,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        blank_blocks_first=rules.blank_blocks_first,
+        hash_lookahead_tokens=hash_lookahead_tokens,
+        drop_last_hit=drop_last_hit,
+    )
+
+
+def _contiguous(engine: EngineConfig, memory: MemoryBudget) -> ContiguousKVCache:
+    """Memory in one piece; raises MemoryDoesNotFitError when the longest request could never be admitted."""
+    most, slots, fit = engine.max_model_len or 0, memory.contiguous_tokens, engine.contiguous_fit
+    space = build_address_space(fit, slots)
+    longest = space.granted(most)
+    if longest > space.largest_hole:
+        what = "contiguous slots" if fit != "buddy" else "slots, the next power of two,"
+        raise MemoryDoesNotFitError(
+            Problem(
+                f"a request of this length needs {longest:,} {what} and the largest piece of the pool of "
+                f"{slots:,} has {space.largest_hole:,}",
+                path="engine.max_model_len",
+                got=str(most),
+                next_step=f"set engine.max_model_len to at most {space.largest_hole}",
+            )
         )
-    if speculative is None:
-        return Scheduler(limits, rules, kv, windows, one_by_one=one_by_one)
-    if accept is None:
-        raise ValueError("an engine that speculates needs a law of acceptance")
-    speculation = Speculation(
-        speculative.num_speculative_tokens,
-        speculative.keeps_kv,
-        speculative.reads_hidden_states,
-        speculative.draft_rows,
-    )
-    return SpeculativeScheduler(
-        limits,
-        rules,
-        kv,
-        windows,
-        speculation=speculation,
-        accept=accept,
-        asynchronous=engine.async_scheduling,
-    )
+    policy = cast(Reservation, engine.allocator.removeprefix("contiguous-"))
+    return ContiguousKVCache(slots, most, policy, fit)
 
 
-def _budgeted(
-    eviction: KvEvictionConfig, engine: EngineConfig, memory: MemoryBudget, chunk_tokens: int
-) -> tuple[BudgetedKVCache, int]:
-    """The KV cache of an engine that drops tokens, and how many of a request it keeps."""
+def _budgeted(eviction: KvEvictionConfig, engine: EngineConfig, memory: MemoryBudget) -> BudgetedKVCache:
+    """The KV cache of an engine that drops tokens."""
     if memory.kv_layout.group_windows != (None,):
         raise ConfigError(
             Problem(
@@ -138,9 +177,8 @@ def _budgeted(
                 next_step="remove it, or choose a model with full attention in every layer",
             )
         )
-    budget = eviction.budget_tokens
+    blocks, size, budget = memory.num_gpu_blocks, engine.block_size, eviction.budget_tokens
     assert budget is not None  # resolved
     if eviction.policy == "heavy-hitters":
-        return HeavyHitterKVCache(memory.num_gpu_blocks, engine.block_size, budget), budget
-    sinks = eviction.sink_tokens
-    return SinkKVCache(memory.num_gpu_blocks, engine.block_size, budget, sinks, chunk_tokens), budget
+        return HeavyHitterKVCache(blocks, size, budget)
+    return SinkKVCache(blocks, size, budget, eviction.sink_tokens, memory.kv_layout.in_flight_tokens)

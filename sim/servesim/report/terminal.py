@@ -126,6 +126,7 @@ def _kv_pool(summary: Summary) -> Iterator[str]:
     yield _line("KV use, peak (%):", kv.peak_usage * 100)
     if kv.sharing > 1:
         yield _line("Sharing factor:", kv.sharing)
+        yield _line("Blocks saved by sharing (%):", 100 * kv.saved_by_sharing)
     yield _head(" Where the pool goes ", "-")
     yield f"{'':<20}{'mean GiB':>10}{'mean %':>8}{'% in queue':>12}"
     for name in KV_CLASSES:
