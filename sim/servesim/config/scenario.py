@@ -236,7 +236,7 @@ class EngineConfig(Record):
 
 def keep_whole_tables(engine: EngineConfig, what: str, path: tuple[str, ...] = ()) -> None:
     """Raise RuleError for a setting that was asked for and that vLLM's V0 engine lacked beside ``what``."""
-    keys = ["allocator", "batching", "speculative", "scheduling_policy"]
+    keys = ["allocator", "batching", "speculative", "kv_eviction", "scheduling_policy"]
     keys += ["enable_prefix_caching", "async_scheduling"]
     refuse_beside(engine, what, *keys, path=path)
 
@@ -246,6 +246,7 @@ def refuse_beside(engine: EngineConfig, what: str, *keys: str, path: tuple[str, 
     plainest = {
         "allocator": "paged",
         "batching": "continuous",
+        "kv_eviction": None,
         "scheduling_policy": "fcfs",
         "speculative": None,
     }

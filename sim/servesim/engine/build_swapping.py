@@ -10,7 +10,7 @@ from servesim.engine.branching import BranchingScheduler
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.swapping import SwappingScheduler
 from servesim.engine.versions import Rules
-from servesim.errors import ConfigError, Problem
+from servesim.errors import ConfigError, MemoryDoesNotFitError, Problem
 from servesim.kv.forked import ForkedKVCache
 from servesim.kv.host import SwappableKVCache, SwapSpace
 
@@ -43,6 +43,7 @@ def build_swapping(
     sizes_gib = (engine.swap_space_gib, engine.swap.disk_gib) if engine.preemption_mode == "swap" else (0, 0)
     space = SwapSpace(*(int(gib * _GIB) // block_bytes for gib in sizes_gib))
     if sampling is not None:
+        _check_room(engine, memory, sampling)
         forked = ForkedKVCache(memory.num_gpu_blocks, engine.block_size, sampling.n)
         return BranchingScheduler(limits, rules, forked, windows, space=space, beams=beams)
     kv = SwappableKVCache(
@@ -52,3 +53,20 @@ def build_swapping(
         blank_blocks_first=rules.blank_blocks_first,
     )
     return SwappingScheduler(limits, rules, kv, windows, space=space, one_by_one=one_by_one)
+
+
+def _check_room(engine: EngineConfig, memory: MemoryBudget, sampling: SamplingConfig) -> None:
+    """Raise MemoryDoesNotFitError when the longest request could never be finished, however alone it runs."""
+    assert engine.max_model_len is not None
+    blocks = memory.num_gpu_blocks - 1
+    needed = sampling.n * memory.kv_layout.blocks_per_request(engine.max_model_len)
+    if needed > blocks:
+        longest = blocks // sampling.n * engine.block_size
+        raise MemoryDoesNotFitError(
+            Problem(
+                f"{sampling.n} sequences of this length need {needed:,} blocks and the pool has {blocks:,}",
+                path="engine.max_model_len",
+                got=str(engine.max_model_len),
+                next_step=f"set engine.max_model_len to at most {longest}, or lower workload.sampling.n",
+            )
+        )
