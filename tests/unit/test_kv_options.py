@@ -160,7 +160,7 @@ def scenario(folder: Path, engine: str = "block_size: 16", workload: str = "", m
         (f"{{{SWAP}, enable_prefix_caching: true}}", "", "enable_prefix_caching  does not go with"),
         (f"{{{SWAP}, batching: prefill-first}}", "", "batching  does not go with"),
         (f"{{{SWAP}, allocator: contiguous-max}}", "", "allocator  does not go with"),
-        (f"{{{SWAP}, {BUDGET}}}", "", "does not go with kv_eviction"),
+        (f"{{{SWAP}, {BUDGET}}}", "", "kv_eviction  does not go with preemption_mode: swap"),
         (f"{{{BUDGET}, allocator: contiguous-max}}", "", "allocator  does not go with kv_eviction"),
         ("{enable_prefix_caching: true}", BEAM, "enable_prefix_caching  does not go with workload.sampling"),
         (f"{{{BUDGET}}}", BEAM, "kv_eviction  does not go with workload.sampling"),

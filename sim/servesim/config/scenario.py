@@ -168,8 +168,6 @@ class EngineConfig(Record):
     def _evicts_from_plain_tables(self) -> EngineConfig:
         if self.kv_eviction is not None:
             refuse_beside(self, "kv_eviction", "allocator", "speculative", "enable_prefix_caching")
-            if self.preemption_mode == "swap":
-                raise RuleError("does not go with kv_eviction", path=("preemption_mode",))
         return self
 
     @model_validator(mode="after")
