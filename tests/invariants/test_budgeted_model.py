@@ -89,7 +89,7 @@ def test_blocks_hold_the_tokens_that_are_kept(
         held = [block for each, _ in live for block in each.blocks]
         assert len(set(held)) == len(held), "no block belongs to two requests"
         assert 0 not in held
-        usage = kv.usage(0, 0)
+        usage = kv.account.usage(0, 0, *kv.levels())
         assert min(usage) >= 0
         assert usage.tokens == sum(len(each.tokens) for _, each in live)
         assert usage.internal == (sum(each.num_stale() for _, each in live) if sinks is not None else 0)
@@ -97,7 +97,7 @@ def test_blocks_hold_the_tokens_that_are_kept(
     for sequence, _ in live:
         kv.free(sequence)
     assert kv.num_free_blocks == NUM_BLOCKS - 1, "no leak"
-    assert kv.usage(0, 0)[:5] == (0, 0, 0, 0, 0)
+    assert kv.account.usage(0, 0, *kv.levels())[:5] == (0, 0, 0, 0, 0)
 
 
 @settings(max_examples=150, deadline=None, report_multiple_bugs=False)

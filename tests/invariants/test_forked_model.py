@@ -133,7 +133,7 @@ class Forks:
         assert len(held) + self.kv.num_free_blocks == self.num_blocks - 1, "no leak"
         assert sum(self.space.used) == on_host, "what left the GPU is on the host"
         assert all(used <= size for used, size in zip(self.space.used, self.space.size, strict=True))
-        usage = self.kv.usage(0, 0)
+        usage = self.kv.account.usage(0, 0, *self.kv.levels())
         assert usage.tokens == tokens
         assert usage.reserved == empty
         assert usage.logical == logical

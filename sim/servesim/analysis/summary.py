@@ -83,8 +83,8 @@ class KvUse:
     sharing: float
     """Logical over physical token slots: 1 when no two requests share a block; NaN with nothing stored."""
     saved_by_sharing: float
-    """Slots of allocated blocks that sharing saves, over those that would be allocated without it: the "memory
-    saving" of the PagedAttention paper's Figure 15; NaN with nothing stored."""
+    """Slots of blocks that sharing saves, over those that would be allocated without it: the "memory saving"
+    of the PagedAttention paper's Figure 15; NaN with nothing stored."""
     external: float
     """Share of the pool in nobody's requested size (round-up, holes, free) over the whole horizon: "external
     fragmentation and others" of the PagedAttention paper's Figure 2, which was taken under saturation."""

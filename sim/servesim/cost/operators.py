@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 from servesim.config.kv_formats import KV_FORMATS
 from servesim.config.profiles import GpuProfile, ModelProfile
@@ -13,7 +16,7 @@ from servesim.cost.attention import AttentionKernel, DecodeAttention, PrefillAtt
 from servesim.cost.collectives import ALL_REDUCE_BYTES, AllReduce, PipelineSend
 from servesim.cost.cuda_graphs import GraphModes
 from servesim.cost.experts import Routing
-from servesim.cost.host import host_profile, with_host
+from servesim.cost.host import host_profile
 from servesim.cost.layers import Experts, Linear, shard
 from servesim.cost.ops import Elementwise, Gemm
 from servesim.cost.sampling import SAMPLERS
@@ -23,6 +26,7 @@ __all__ = ["OperatorLaw"]
 
 _ACTIVATION_BYTES = 2.0
 _LOOKUP_BLOCK = 16  # block size that paging_overhead speaks of
+_PAGE = 256  # counts of rows that are worked out together
 _SENT_TENSORS = 2  # vLLM hands hidden states and residual to the next pipeline stage
 
 
@@ -74,9 +78,11 @@ class OperatorLaw:
         self._slopes_s = tuple(layers * per_token_s for layers in part.window_layers)
         self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
+        self._row_s: dict[int, float] = {}
         self._token_s: dict[int, float] = {}
         self._sampled_s: dict[int, float] = {}
         self._decode_base_s: dict[int, float] = {}
+        self._decode_laws: dict[int, tuple[float, float, float]] = {}
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -90,35 +96,44 @@ class OperatorLaw:
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, host time included."""
-        gpu_s, num_sequences = self.gpu_s(shape), shape.num_decodes + len(shape.chunks)
-        host_s = self._host.host_s(num_sequences)
-        return max(gpu_s, host_s) + self._host.residual_s if self._host.hidden else gpu_s + host_s
+        least_s, extra_s = self._host.beside_gpu(shape.num_decodes + len(shape.chunks))
+        return max(self.gpu_s(shape), least_s) + extra_s
 
     def gpu_s(self, shape: StepShape) -> float:
         """Seconds that the GPU works on one step."""
+        num_decodes, contexts, chunks, num_sampled, _, _ = shape
         num_tokens = shape.num_tokens
-        seconds = self._fixed_s(num_tokens, shape.num_decodes, shape.num_sampled)
-        for context, slope_s in zip(shape.decode_context_tokens, self._slopes_s, strict=True):
+        seconds = self._fixed_s(num_tokens, num_decodes, num_sampled)
+        for context, slope_s in zip(contexts, self._slopes_s):  # noqa: B905
             seconds += context * slope_s
-        if shape.chunks:
-            seconds += sum(self._chunk_parts(shape.chunks).values())
-        return max(seconds, self._graphs.launch_floor_s(num_tokens, not shape.chunks))
+        if chunks:
+            seconds += self._prefill_attention_s(chunks)
+            if self._shard.prefill_linears:
+                seconds += sum(self._expansion_parts(chunks).values())
+        return max(seconds, self._graphs.launch_floor_s(num_tokens, not chunks))
 
     def decode_steps(
         self, num_decodes: int, context_tokens: tuple[int, ...], context_growth: tuple[int, ...]
     ) -> AffineSteps:
         """Durations of a run of pure decode steps; ends where the GPU overtakes the host or the launches."""
-        seconds = self._fixed_s(num_decodes, num_decodes, num_decodes)
+        law = self._decode_laws.get(num_decodes)
+        if law is None:
+            law = self._decode_laws[num_decodes] = self._decode_law(num_decodes)
+        seconds, least_s, extra_s = law
         growth_s = 0.0
-        for context, growth, slope_s in zip(context_tokens, context_growth, self._slopes_s, strict=True):
+        for context, growth, slope_s in zip(context_tokens, context_growth, self._slopes_s):  # noqa: B905
             seconds += context * slope_s
             growth_s += growth * slope_s
-        run = AffineSteps(seconds, growth_s, UNLIMITED_STEPS)
-        least_s = self._graphs.launch_floor_s(num_decodes, is_decode=True)
-        if seconds < least_s:
-            steps = int((least_s - seconds) / growth_s) + 1 if growth_s > 0.0 else UNLIMITED_STEPS
-            run = AffineSteps(least_s, 0.0, min(steps, UNLIMITED_STEPS))
-        return with_host(run, self._host, num_decodes)
+        if seconds >= least_s:
+            return AffineSteps(seconds + extra_s, growth_s, UNLIMITED_STEPS)
+        steps = int((least_s - seconds) / growth_s) + 1 if growth_s > 0.0 else UNLIMITED_STEPS
+        return AffineSteps(least_s + extra_s, 0.0, min(steps, UNLIMITED_STEPS))
+
+    def _decode_law(self, num_decodes: int) -> tuple[float, float, float]:
+        """Of a pure decode step: GPU seconds without context, the least that it takes, what comes on top."""
+        fixed_s = self._fixed_s(num_decodes, num_decodes, num_decodes)
+        least_s, extra_s = self._host.beside_gpu(num_decodes)
+        return fixed_s, max(least_s, self._graphs.launch_floor_s(num_decodes, is_decode=True)), extra_s
 
     def breakdown(self, shape: StepShape) -> dict[str, float]:
         """GPU seconds of one step by kind of operation; they add up to ``gpu_s``.
@@ -127,7 +142,12 @@ class OperatorLaw:
         """
         parts = self._token_parts(shape.num_tokens)
         parts.update(self._sampling_parts(shape.num_sampled))
-        groups = [self._chunk_parts(shape.chunks)]
+        groups = list[dict[str, float]]()
+        if shape.chunks:
+            groups += [
+                {"prefill_attention": self._prefill_attention_s(shape.chunks)},
+                self._expansion_parts(shape.chunks),
+            ]
         if shape.num_decodes:
             groups.append(self._decode_base_parts(shape.num_decodes))
             contexts = zip(shape.decode_context_tokens, self._slopes_s, strict=True)
@@ -142,7 +162,7 @@ class OperatorLaw:
         """Everything but prompt chunks' attention and the context-dependent part of decode attention."""
         seconds = self._token_s.get(num_tokens)
         if seconds is None:
-            seconds = self._token_s[num_tokens] = sum(self._token_parts(num_tokens).values())
+            seconds = self._token_s[num_tokens] = self._tokens_s(num_tokens)
         sampling_s = self._sampled_s.get(num_sampled)
         if sampling_s is None:
             sampling_s = self._sampled_s[num_sampled] = sum(self._sampling_parts(num_sampled).values())
@@ -151,14 +171,30 @@ class OperatorLaw:
             decode_s = self._decode_base_s[num_decodes] = sum(self._decode_base_parts(num_decodes).values())
         return seconds + sampling_s + decode_s
 
+    def _tokens_s(self, num_tokens: int) -> float:
+        """The sum of _token_parts, those of rows worked out for many counts at a time."""
+        if not num_tokens:
+            return 0.0
+        rows = self._graphs.rows(num_tokens)
+        if rows not in self._row_s:
+            page = np.arange(_PAGE) + rows // _PAGE * _PAGE
+            self._row_s.update(zip(page.tolist(), sum(self._row_parts(page).values()).tolist(), strict=True))
+        experts = self._shard.experts
+        return self._row_s[rows] + (self._experts_s(experts, num_tokens) if experts is not None else 0.0)
+
     def _token_parts(self, num_tokens: int) -> dict[str, float]:
         """Products, communication and elementwise kernels of a step's tokens, summed over layers."""
         if not num_tokens:
             return {}
-        part, rows = self._shard, self._graphs.rows(num_tokens)
+        parts = self._row_parts(self._graphs.rows(num_tokens))
+        if self._shard.experts is not None:
+            parts["experts"] = self._experts_s(self._shard.experts, num_tokens)
+        return parts
+
+    def _row_parts(self, rows: Any) -> dict[str, Any]:
+        """What depends on the rows of the step's products, which a CUDA graph pads; a number or an array."""
+        part = self._shard
         parts = self._linear_parts(part.linears, rows)
-        if part.experts is not None:
-            parts["experts"] = self._experts_s(part.experts, num_tokens)
         activation_bytes = rows * part.hidden_size * ALL_REDUCE_BYTES
         if self._tensor_parallel_size > 1:
             # Two per layer, and one for the embedding, whose rows are split over the GPUs.
@@ -168,8 +204,8 @@ class OperatorLaw:
         parts["elementwise"] = self._elementwise_s(rows)
         return parts
 
-    def _linear_parts(self, linears: Iterable[Linear], rows: int) -> dict[str, float]:
-        parts: defaultdict[str, float] = defaultdict(float)
+    def _linear_parts(self, linears: Iterable[Linear], rows: Any) -> dict[str, Any]:
+        parts: defaultdict[str, Any] = defaultdict(float)
         for linear in linears:
             gemm = self._quantised_gemm if linear.quantised else self._gemm
             parts[linear.name] += linear.num_layers * gemm.seconds(rows, linear.n, linear.k)
@@ -182,7 +218,7 @@ class OperatorLaw:
         down_s = self._expert_gemm.grouped_seconds(load, hidden, experts.width)
         return experts.num_layers * (up_s + down_s)
 
-    def _elementwise_s(self, rows: int) -> float:
+    def _elementwise_s(self, rows: Any) -> Any:
         """Four kernels per layer (two norms with residual, rotation, activation), two more to route."""
         part, scale = self._shard, rows * _ACTIVATION_BYTES
         norm_s = self._elementwise.seconds(4 * part.hidden_size * scale)
@@ -221,17 +257,18 @@ class OperatorLaw:
         parts["decode_attention"] = self._shard.num_layers * self._decode.base_s(num_decodes)
         return parts
 
-    def _chunk_parts(self, chunks: tuple[tuple[int, int], ...]) -> dict[str, float]:
-        """Attention of the prompt chunks, summed over layers; with MLA the expansion of the latent too."""
-        if not chunks:
-            return {}
-        part, chunk_s = self._shard, self._prefill.chunk_s
-        longest, seconds = max(new + cached for new, cached in chunks), 0.0
+    def _prefill_attention_s(self, chunks: tuple[tuple[int, int], ...]) -> float:
+        """Attention of the prompt chunks, summed over layers."""
+        part, chunk_s, longest, seconds = self._shard, self._prefill.chunk_s, 0, 0.0
+        for new, cached in chunks:
+            longest = max(longest, new + cached)
         for window, layers in zip(part.windows, part.window_layers, strict=True):
-            base_s = self._prefill.base_s(longest if window is None else min(longest, window))
-            seconds += layers * (base_s + sum(chunk_s(new, cached, window) for new, cached in chunks))
-        parts = {"prefill_attention": seconds}
-        if part.prefill_linears:
-            rows = sum(new + cached for new, cached in chunks)
-            parts.update(self._linear_parts(part.prefill_linears, rows))
-        return parts
+            layer_s = self._prefill.base_s(longest if window is None else min(longest, window))
+            for new, cached in chunks:
+                layer_s += chunk_s(new, cached, window)
+            seconds += layers * layer_s
+        return seconds
+
+    def _expansion_parts(self, chunks: tuple[tuple[int, int], ...]) -> dict[str, float]:
+        """With MLA, the expansion of the latent of all tokens that the prompt chunks attend to."""
+        return self._linear_parts(self._shard.prefill_linears, sum(new + cached for new, cached in chunks))

@@ -79,19 +79,22 @@ class SwappingScheduler(Scheduler):
         return blocks
 
     def _admit(self, plan: Plan, budget: int) -> bool:
-        """Bring back who was swapped out, in order; nobody is admitted before all of them are back."""
+        """Bring back who was swapped out, in order; nobody is admitted before all of them are back.
+
+        Until then every step is planned anew: its blocks may do for the first of them.
+        """
         kv, limits = self.kv, self.limits
         while self._swapped:
             request = self._swapped[0]
             want = min(self._want(request), budget)
             if want <= 0 or len(self.running) >= limits.max_num_seqs:
                 plan.failure = AdmissionFailure.SEATS
-                return True
+                return False
             before = request.num_computed_tokens
             free = kv.num_free_blocks - (limits.watermark_blocks if self.running else 0)
             if kv.num_blocks_needed(request.sequence, self._slots(before + want), None) > free:
                 plan.failure = AdmissionFailure.MEMORY
-                return True
+                return False
             self._swapped.popleft()
             moved = self.space.take(request)
             self._count(moved)
@@ -110,7 +113,3 @@ class SwappingScheduler(Scheduler):
         if any(self._moved) and (plan.shape.num_sampled or plan.shape.chunks):
             plan.shape = plan.shape._replace(swapped_blocks=self._moved)
             self._moved = Traffic()
-
-    def _retire(self, ended: list[RequestState]) -> None:
-        super()._retire(ended)
-        self.news |= bool(self._swapped)

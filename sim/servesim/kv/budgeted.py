@@ -8,11 +8,38 @@ keeps the tokens that got most attention, and needs the whole prompt to know the
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 from servesim.kv.base import PrefixHit, Usage
 from servesim.kv.paged import spans_of
 
 __all__ = ["BudgetedKVCache", "BudgetedSequence", "HeavyHitterKVCache", "SinkKVCache"]
+
+
+class BudgetedAccount(NamedTuple):
+    """The classes of a pool in which every request keeps a budget; slots of dropped tokens are internal."""
+
+    num_blocks: int
+    """With the null block."""
+    block_size: int
+
+    def usage(self, computed_tokens: Any, final_waste: Any, *levels: Any) -> Usage:
+        """The pool by class; ``levels`` as BudgetedKVCache gives them."""
+        free_blocks, tokens, stale = levels
+        free, lost = free_blocks * self.block_size, final_waste + stale
+        empty = (self.num_blocks - 1) * self.block_size - free - tokens
+        # While a prompt is computed, its last block may have less room than the budget's last one will.
+        internal = (lost + empty - abs(lost - empty)) // 2
+        return Usage(
+            tokens=tokens,
+            reserved=empty - internal,
+            internal=internal,
+            round_up=0 * free,
+            holes=0 * free,
+            cached=0 * free,
+            free=free,
+            logical=tokens,
+        )
 
 
 class BudgetedSequence:
@@ -38,7 +65,7 @@ class BudgetedKVCache:
         """Block 0 is vLLM's null block and never handed out."""
         self.block_size = self.growth_block_size = block_size
         self.budget = budget
-        self.num_blocks = num_blocks
+        self.account = BudgetedAccount(num_blocks, block_size)
         self._free = list(range(num_blocks - 1, 0, -1))  # top of the stack last
         self._tokens = 0  # kept by all requests
         self._stale = 0  # slots in held blocks whose token was dropped
@@ -152,22 +179,9 @@ class BudgetedKVCache:
         """None: any free block serves."""
         return []
 
-    def usage(self, computed_tokens: int, final_waste: int) -> Usage:
-        """The pool by class; slots of dropped tokens in held blocks are internal."""
-        size = self.block_size
-        held = (self.num_blocks - 1 - len(self._free)) * size
-        empty = held - self._tokens
-        internal = min(final_waste + self._stale, empty)
-        return Usage(
-            tokens=self._tokens,
-            reserved=empty - internal,
-            internal=internal,
-            round_up=0,
-            holes=0,
-            cached=0,
-            free=len(self._free) * size,
-            logical=self._tokens,
-        )
+    def levels(self) -> tuple[int, ...]:
+        """Free blocks; tokens kept; slots of dropped tokens in blocks that are held."""
+        return len(self._free), self._tokens, self._stale
 
     def _count(self, sequence: BudgetedSequence, sign: int) -> None:
         self._tokens += sign * self.kept(sequence)

@@ -8,11 +8,35 @@ so that a request is a tree: forking, pruning and freeing cost nothing per share
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from servesim.kv.base import PrefixHit, Usage
 from servesim.kv.paged import spans_of
 
 __all__ = ["ForkedKVCache", "ForkedSequence"]
+
+
+class ForkedAccount(NamedTuple):
+    """The classes of a pool that requests of several sequences share, by what they were allocated."""
+
+    num_blocks: int
+    """With the null block."""
+    block_size: int
+
+    def usage(self, computed_tokens: Any, final_waste: Any, *levels: Any) -> Usage:
+        """The pool by class; ``levels`` as ForkedKVCache gives them. Scheduled slots are in use."""
+        free_blocks, empty, logical = levels
+        free = free_blocks * self.block_size
+        return Usage(
+            tokens=(self.num_blocks - 1) * self.block_size - free - empty,
+            reserved=empty - final_waste,
+            internal=final_waste,
+            round_up=0 * free,
+            holes=0 * free,
+            cached=0 * free,
+            free=free,
+            logical=logical,
+        )
 
 
 class _Block:
@@ -62,7 +86,7 @@ class ForkedKVCache:
         """Block 0 is vLLM's null block and never handed out."""
         self.block_size = self.growth_block_size = block_size
         self.width = width
-        self.num_blocks = num_blocks
+        self.account = ForkedAccount(num_blocks, block_size)
         self.num_copies = 0
         """Blocks copied because a sequence was about to write into a shared one."""
         self._free = list(range(num_blocks - 1, 0, -1))  # top of the stack last
@@ -190,20 +214,9 @@ class ForkedKVCache:
         """None: any free block serves."""
         return []
 
-    def usage(self, computed_tokens: int, final_waste: int) -> Usage:
-        """The pool by class, from what is allocated: slots are in use once their step is scheduled."""
-        size, free = self.block_size, len(self._free)
-        held = (self.num_blocks - 1 - free) * size
-        return Usage(
-            tokens=held - self._empty,
-            reserved=self._empty - final_waste,
-            internal=final_waste,
-            round_up=0,
-            holes=0,
-            cached=0,
-            free=free * size,
-            logical=self._logical,
-        )
+    def levels(self) -> tuple[int, ...]:
+        """Free blocks; slots held and empty; slots in use, shared ones once per sequence."""
+        return len(self._free), self._empty, self._logical
 
     def _count(self, sequence: ForkedSequence, sign: int) -> None:
         """Add a request to the pool's sums, or take it out; its sequences share the prompt from the start."""
