@@ -16,6 +16,7 @@ from servesim.cost.step_time import StepShape, build_step_time
 from servesim.cost.swap import BlockCopies
 from servesim.errors import ConfigError, MemoryDoesNotFitError
 from servesim.kv.host import SwapSpace
+from servesim.workload.build import build_workload
 
 LLAMA = load_model(str(find_data("models", "llama-3.1-8b")))
 OPT = load_model(str(find_data("models", "opt-13b")))
@@ -170,6 +171,12 @@ def scenario(folder: Path, engine: str = "block_size: 16", workload: str = "", m
             "needs exactly one of budget_tokens and budget_fraction",
         ),
         ("{kv_eviction: {policy: sliding-sink, budget_tokens: 4}}", "", "leaves no token of the budget"),
+        ("{}", "sampling: {method: beam, n: 2, sharing: prefix-cache}", "needs method: parallel"),
+        (
+            "{}",
+            "sampling: {method: parallel, n: 2, sharing: prefix-cache}\n  sessions: {turns: 2}",
+            "wait for no",
+        ),
         ("{}", "sampling: {method: parallel, n: 2, concentration: 1}", "is for method: beam"),
     ],
 )
@@ -207,3 +214,20 @@ def test_a_pool_too_small_for_the_beams_still_serves_them(tmp_path: Path) -> Non
     message = "6 sequences of this length need 54 blocks and the pool has 49 .* at most 128"
     with pytest.raises(MemoryDoesNotFitError, match=message):
         api.simulate(scenario(tmp_path, engine, beams), overrides=[*overrides, "engine.max_model_len=144"])
+
+
+# ---- samples as requests -----------------------------------------------------------------------
+
+
+def test_samples_share_their_prompt_and_nothing_else(tmp_path: Path) -> None:
+    samples = "sampling: {method: parallel, n: 3, sharing: prefix-cache}"
+    loaded = api.load(scenario(tmp_path, workload=samples))
+    work = build_workload(loaded.scenario.workload, 1, lambda name: tmp_path / name)
+    requests = list(work.arrivals())
+    assert work.num_requests == len(requests) == 9
+    assert [request.index for request in requests] == list(range(9))
+    assert len({request.request_id for request in requests}) == 9
+    assert [len({r.prompt for r in requests[i : i + 3]}) for i in (0, 3, 6)] == [1, 1, 1]
+    assert len({request.prompt for request in requests}) == 3
+    load = api.simulate(loaded).summary.load
+    assert load.prefix_cache_hits == 6 * 96, "all full blocks of the prompt, for all but the first sample"

@@ -50,7 +50,7 @@ def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepare
     gpu = _profile(load_gpu, loaded.find("gpus", scenario.hardware.gpu))
     model = _profile(load_model, loaded.find("models", scenario.model))
     engine = profiled_engine(loaded)
-    if scenario.workload.sampling is not None:
+    if scenario.workload.forks is not None:
         engine = with_whole_tables(engine)
         if "preemption_mode" not in engine.model_fields_set:  # vLLM swaps requests of several sequences
             engine = engine.model_copy(update={"preemption_mode": "swap"})
@@ -96,7 +96,7 @@ def run_prepared(
             engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
         )
         accept = NotedAcceptance(law)
-    sampling = loaded.scenario.workload.sampling
+    sampling = loaded.scenario.workload.forks
     scheduler = build_scheduler(
         engine,
         prepared.memory,

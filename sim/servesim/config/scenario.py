@@ -278,7 +278,7 @@ class Scenario(Record):
 
     @model_validator(mode="after")
     def _sequences_of_a_request_share_blocks(self) -> Scenario:
-        if self.workload.sampling is not None:
+        if self.workload.forks is not None:
             keep_whole_tables(self.engine, "workload.sampling", ("engine",))
         return self
 

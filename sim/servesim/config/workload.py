@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from servesim.config.record import Record
+from servesim.config.record import Record, RuleError
 from servesim.config.sampling import SamplingConfig
 
 __all__ = [
@@ -265,6 +265,22 @@ class WorkloadConfig(Record):
     sessions: SessionsConfig | None = None
     sampling: SamplingConfig | None = None
     """Several sequences for every request; empty: one."""
+
+    @property
+    def forks(self) -> SamplingConfig | None:
+        """The sampling whose sequences are scheduled as one; None when there is none."""
+        return self.sampling if self.sampling and self.sampling.sharing == "forks" else None
+
+    @model_validator(mode="after")
+    def _samples_wait_for_nothing(self) -> WorkloadConfig:
+        waits = self.sessions is not None or isinstance(self.arrivals, ClosedLoopArrivals)
+        if waits and self.sampling and not self.forks:
+            raise RuleError(
+                "needs requests that wait for no other (no sessions, no closed_loop)",
+                path=("sampling", "sharing"),
+                next_step="remove it, or take other arrivals",
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_of_the_combinations(self) -> WorkloadConfig:
