@@ -29,6 +29,7 @@ Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 _EXTERNAL = ("round_up", "holes", "free")
+_MOVES = ("swapped_out_blocks", "swapped_in_blocks", "preemptions_recomputed", "copied_blocks")
 _STATUS = {name: number for number, name in enumerate(Log.STATUSES)}
 
 
@@ -220,6 +221,7 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
         },
         prefix_cache_queries=log.counters.get("prefix_cache_queries", 0),
         prefix_cache_hits=log.counters.get("prefix_cache_hits", 0),
+        blocks_moved={name: log.counters[name] for name in _MOVES if name in log.counters},
     )
 
 

@@ -56,6 +56,9 @@ class Load:
     """Requests that had to wait at the head of the queue, by reason (Log.ADMISSION_FAILURES)."""
     prefix_cache_queries: int
     prefix_cache_hits: int
+    blocks_moved: dict[str, int]
+    """Blocks swapped out and in, preemptions that found no room and recomputed, blocks copied on write; empty
+    where an engine does none of these."""
 
     @property
     def prefix_cache_hit_rate(self) -> float:
