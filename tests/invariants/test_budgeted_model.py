@@ -84,6 +84,8 @@ def test_blocks_hold_the_tokens_that_are_kept(
         model.compute(count)
         assert len(sequence.blocks) == model.num_blocks()
         assert len(sequence.blocks) <= kv.most_blocks(max(model.num_slots, model.prompt))
+        spans = kv.spans(sequence)
+        assert sum(slots for first, slots in spans if first >= 0) == len(sequence.blocks) * kv.block_size
         assert kv.kept(sequence) == len(model.tokens)
         assert len(model.tokens) <= max(kv.budget + count - 1, model.prompt if sinks is None else 0)
         held = [block for each, _ in live for block in each.blocks]

@@ -116,7 +116,9 @@ class Forks:
             assert group.sequence.num_blocks == len(runs), "one block for every distinct run of tokens"
             if group.on_host:
                 on_host += len(runs)
+                assert self.kv.spans(group.sequence) == []
                 continue
+            assert sum(slots for _, slots in self.kv.spans(group.sequence)) == len(runs) * self.size
             tables = self.kv.block_ids(group.sequence)
             mine = {block for table in tables for block in table}
             assert len(mine) == len(runs)

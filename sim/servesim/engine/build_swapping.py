@@ -29,8 +29,12 @@ def build_swapping(
     sampling: SamplingConfig | None,
     beams: BeamSearch | None,
     one_by_one: bool,
+    track_ids: bool = False,
 ) -> Scheduler:
-    """A scheduler over empty KV and an empty swap space, which has no room unless preemption_mode is swap."""
+    """A scheduler over empty KV and an empty swap space, which has no room unless preemption_mode is swap.
+
+    ``track_ids`` as for build_scheduler; forked sequences always know their blocks.
+    """
     if memory.kv_layout.group_windows != (None,):
         raise ConfigError(
             Problem(
@@ -51,6 +55,7 @@ def build_swapping(
         engine.block_size,
         enable_prefix_caching=False,
         blank_blocks_first=rules.blank_blocks_first,
+        track_ids=track_ids,
     )
     return SwappingScheduler(limits, rules, kv, windows, space=space, one_by_one=one_by_one)
 

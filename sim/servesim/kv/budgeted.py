@@ -60,6 +60,7 @@ class BudgetedKVCache:
 
     advances_together = False
     evictions = 0
+    _sink_blocks = 0  # leading blocks that are never dropped
 
     def __init__(self, num_blocks: int, block_size: int, budget: int) -> None:
         """Block 0 is vLLM's null block and never handed out."""
@@ -172,8 +173,10 @@ class BudgetedKVCache:
         sequence.num_slots = sequence.processed = sequence.end = 0
 
     def spans(self, sequence: BudgetedSequence) -> list[tuple[int, int]]:
-        """Runs of neighbouring blocks."""
-        return spans_of(sequence.blocks, self.block_size)
+        """Runs of neighbouring blocks, with null blocks in the place of dropped ones."""
+        sinks, dropped = self._sink_blocks, sequence.end - len(sequence.blocks)
+        table = [*sequence.blocks[:sinks], *[0] * dropped, *sequence.blocks[sinks:]]
+        return spans_of(table, self.block_size)
 
     def hole_sizes(self) -> list[int]:
         """None: any free block serves."""

@@ -208,6 +208,8 @@ class ForkedKVCache:
 
     def spans(self, sequence: ForkedSequence) -> list[tuple[int, int]]:
         """Runs of neighbouring blocks, shared ones once."""
+        if sequence.suspended:
+            return []
         return spans_of(sorted(block.id for block in sequence.blocks()), self.block_size)
 
     def hole_sizes(self) -> list[int]:
