@@ -63,7 +63,7 @@ class Cruise:
             count, levels, more, decided_s = len(members), flight.levels, 0, now_s
             end_s = now_s + flight.first_s
             if alone:
-                more, event_s = group.steps_to_finish(), next_event_s()
+                more, event_s = group.steps_to_finish(), now_s if scheduler.waiting else next_event_s()
                 if more >= flight.num_steps:
                     more = flight.num_steps - 1
                 decided_s += duration_s(flight, more + 1 - lead)
@@ -81,15 +81,17 @@ class Cruise:
             if more:
                 scheduler.advance_group(more, blocks)
                 levels = scheduler.levels()
-            while next_event_s() <= decided_s:
-                yield self._wait_until(decided_s)
             ended = scheduler.pop_ended() if alone else []
             after = None
             if lead:
+                while next_event_s() <= decided_s:
+                    yield self._wait_until(decided_s)
                 if scheduler.waiting:
                     after = self._let_in(len(ended), decided_s)
                 elif members:
                     scheduler.advance_group(1, group.blocks_demanded(1))
+            if next_event_s() < end_s:
+                yield self._wait_until(end_s)
             if alone:
                 scheduler.commit_group(ended, more + 1, end_s)
                 write(pack(
@@ -104,7 +106,7 @@ class Cruise:
                 ledger.commit(flight, 1, end_s)
             now_s = end_s
             if not lead:
-                while next_event_s() <= now_s:  # who follows those that have ended
+                while next_event_s() <= now_s:
                     yield self._wait_until(now_s)
                 if scheduler.waiting:
                     after = self._let_in(0, now_s)
