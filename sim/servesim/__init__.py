@@ -11,18 +11,44 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from servesim.api import Comparison, Result, calibrate, check, compare, load, simulate, trace, validate
+    from servesim.api import (
+        Comparison,
+        PairedReplications,
+        Replicated,
+        Result,
+        SensitivityStudy,
+        Sweep,
+        calibrate,
+        check,
+        compare,
+        load,
+        replicate,
+        replicate_compared,
+        sensitivity,
+        simulate,
+        sweep,
+        trace,
+        validate,
+    )
     from servesim.errors import ServesimError
 
 __all__ = [
     "Comparison",
+    "PairedReplications",
+    "Replicated",
     "Result",
+    "SensitivityStudy",
     "ServesimError",
+    "Sweep",
     "calibrate",
     "check",
     "compare",
     "load",
+    "replicate",
+    "replicate_compared",
+    "sensitivity",
     "simulate",
+    "sweep",
     "trace",
     "validate",
 ]

@@ -20,6 +20,17 @@ from servesim.cost.budget import MemoryBudget
 from servesim.cost.step_time import build_step_time
 from servesim.engine.step_trace import Replay, Step, trace_head
 from servesim.errors import CalibrationError, ConfigError, Problem, did_you_mean
+from servesim.studies import (
+    PairedReplications,
+    Replicated,
+    SensitivityStudy,
+    Sweep,
+    loaded_scenario,
+    replicate,
+    replicate_compared,
+    sensitivity,
+    sweep,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,14 +44,22 @@ __all__ = [
     "Accuracy",
     "Calibrations",
     "Comparison",
+    "PairedReplications",
+    "Replicated",
     "Result",
+    "SensitivityStudy",
+    "Sweep",
     "calibrate",
     "check",
     "check_expect",
     "compare",
     "fit",
     "load",
+    "replicate",
+    "replicate_compared",
+    "sensitivity",
     "simulate",
+    "sweep",
     "trace",
     "validate",
 ]
@@ -168,10 +187,14 @@ class Accuracy:
         return accuracy_json(self.validations)
 
     def files(self) -> dict[str, str]:
-        """The accuracy page, by file name."""
-        from servesim.report.accuracy import accuracy_html, accuracy_markdown
+        """The accuracy page and the table of errors, by file name."""
+        from servesim.report.accuracy import accuracy_html, accuracy_markdown, residuals_csv
 
-        pages = {"accuracy.html": accuracy_html, "accuracy.md": accuracy_markdown}
+        pages = {
+            "accuracy.html": accuracy_html,
+            "accuracy.md": accuracy_markdown,
+            "residuals.csv": residuals_csv,
+        }
         return {name: page(self.validations) for name, page in pages.items()}
 
 
@@ -268,17 +291,7 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
 
 
 def _prepare(source: Source, overrides: Sequence[str]) -> Prepared:
-    if not isinstance(source, LoadedScenario):
-        return prepare(load_scenario(source, overrides))
-    if overrides:
-        problem = Problem(
-            "a scenario that is loaded already takes no overrides",
-            file=str(source.file),
-            got=", ".join(overrides),
-            next_step="give them to servesim.load",
-        )
-        raise ConfigError(problem)
-    return prepare(source)
+    return prepare(loaded_scenario(source, overrides))
 
 
 def fit(gpu: str | Path, measurements: Path | None = None) -> tuple[Path, KernelFit]:

@@ -5,6 +5,7 @@
     ├── TraceError             a trace file that is missing or has a malformed row
     ├── MemoryDoesNotFitError  the model leaves no room for a KV cache on this hardware
     ├── CalibrationError       measurements that cannot tell what is asked of them
+    ├── StudyError             a study of many runs that cannot be begun, resumed or finished
     └── OutputError            a place where results cannot be written
 
 Every message reads ``file:line:col  path  problem  got X  allowed or did you mean  -> next step``;
@@ -24,6 +25,7 @@ __all__ = [
     "OutputError",
     "Problem",
     "ServesimError",
+    "StudyError",
     "TraceError",
     "did_you_mean",
 ]
@@ -74,6 +76,10 @@ class MemoryDoesNotFitError(ServesimError):
 
 class CalibrationError(ServesimError):
     """Measurements that cannot tell what is asked of them."""
+
+
+class StudyError(ServesimError):
+    """A study of many runs (replications, sweep, sensitivity) that cannot be begun, resumed or finished."""
 
 
 class OutputError(ServesimError):

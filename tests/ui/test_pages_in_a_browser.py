@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from handmade import handmade_run
+from servesim import studies
 from servesim.analysis.metrics import summarise
 from servesim.report.html import comparison_html, report_html
 
@@ -98,6 +99,72 @@ def test_a_page_draws_all_its_figures_in_silence(name, pages, tmp_path):
     assert len(places) >= 6
     assert f'data-drawn="{len(places)}"' in seen.dom
     assert seen.dom.count('class="main-svg"') >= len(places)
+    assert seen.console == []
+    assert seen.requested == set()
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("studies") / "chat.yaml"
+    path.write_text(
+        "name: <b>chat</b>\nmodel: llama-3.1-8b\nhardware: {gpu: h100-sxm}\nengine: {max_model_len: 2048}\n"
+        "workload:\n  num_requests: 30\n  arrivals: {process: poisson, rate_per_s: 20}\n"
+        "  prompt_tokens: {law: fixed, tokens: 200}\n  output_tokens: {law: geometric, mean_tokens: 20}\n"
+        "slo: {ttft_p99_s: 0.1}\n"
+    )
+    return path
+
+
+GRID = ("engine.max_num_seqs=1,2,4", "model=llama-3.1-8b,llama-3.1-70b,qwen3-8b")
+LATIN = ("engine.max_num_seqs=1:9", "workload.arrivals.rate_per_s=1.0:9.0")
+
+
+@pytest.mark.parametrize(("vary", "latin", "charts"), [(GRID, None, 2), (GRID[:1], None, 1), (LATIN, 6, 1)])
+def test_a_sweeps_page_draws_what_its_sliders_say(chat, tmp_path, vary, latin, charts):
+    found = studies.sweep(chat, vary, latin=latin, out=tmp_path / "s", replications=2, jobs=1)
+    seen = visit(found.to_html(), tmp_path)
+    assert seen.console == []
+    assert seen.requested == set()
+    assert seen.dom.count('class="main-svg"') >= charts
+    assert f'data-drawn="{charts}"' in seen.dom
+    assert seen.dom.count('type="range"') == (1 if latin else len(vary))
+    assert "Output token throughput (tok/s)" in seen.dom
+    assert "<b>chat" not in seen.dom
+    tiles = seen.dom[seen.dom.index('id="chosen"') :]
+    assert "Mean TTFT (ms)" in tiles[: tiles.index("</section>")]
+
+
+def test_moving_a_slider_shows_another_point(chat, tmp_path):
+    found = studies.sweep(chat, GRID, out=tmp_path / "s", jobs=1)
+    move = (
+        "<script>addEventListener('load', () => { const s = document.querySelectorAll('input[type=range]');"
+        "s[0].value = 2; s[0].dispatchEvent(new Event('input'));"
+        "s[1].value = 1; s[1].dispatchEvent(new Event('input')); });</script></body>"
+    )
+    seen = visit(found.to_html().replace("</body>", move), tmp_path)
+    assert seen.console == []
+    assert "max_num_seqs 4, model llama-3.1-70b</h2>" in seen.dom
+    assert "does not fit" in seen.dom[seen.dom.index('id="chosen-about"') :]
+
+
+def test_pages_of_replications_draw_warm_up_and_differences(chat, tmp_path):
+    (tmp_path / "other.yaml").write_text(f"extends: {chat}\nname: other\nengine: {{max_num_seqs: 3}}\n")
+    one = studies.replicate(chat, 2, jobs=1)
+    two = studies.replicate_compared(chat, tmp_path / "other.yaml", 2, jobs=1)
+    for page, charts in ((one.to_html(), 2), (two.to_html(), 3)):
+        seen = visit(page, tmp_path)
+        assert f'data-drawn="{charts}"' in seen.dom
+        assert seen.console == []
+        assert seen.requested == set()
+        assert "Mean TTFT (ms)" in seen.dom
+
+
+def test_a_sensitivity_page_draws_its_tornadoes(chat, tmp_path):
+    found = studies.sensitivity(chat, 2, jobs=1)
+    seen = visit(found.to_html(), tmp_path)
+    places = re.findall(r'<div class="chart[^"]*" id="([^"]+)"', seen.dom)
+    assert places == ["mean_ttft_ms", "mean_tpot_ms", "output_throughput"]  # P99 needs 1,000 requests
+    assert f'data-drawn="{len(places)}"' in seen.dom
     assert seen.console == []
     assert seen.requested == set()
 

@@ -228,3 +228,41 @@ def test_the_standard_kernel_moves_its_scores():
     decode = DecodeAttention(H100, "bf16", LLAMA, STANDARD)
     extra = decode.per_context_token_s - DecodeAttention(H100, "bf16", LLAMA).per_context_token_s
     assert extra == pytest.approx(32 * 4 * 2 / (3.35e12 * H100.efficiency.gemm["bf16"].memory))
+
+
+# ---- kernels of mixed steps, and of attention sinks ------------------------------------------------
+
+
+def test_flash_attention_2_computes_a_tile_for_each_decode_beside_a_chunk():
+    """64 query rows for every head, at the rate of prompts; FlashAttention 3 packs the heads of a KV head."""
+    a100 = GPUS["a100-80gb-sxm"]
+    law = DecodeAttention(a100, "bf16", LLAMA)
+    rate = a100.peak_flops_per_s["bf16"] * a100.efficiency.prefill_attention["bf16"].compute
+    assert law.mixed_per_context_token_s == pytest.approx(64 * 4 * 32 * 128 / rate)
+    assert law.mixed_per_context_token_s > 2 * law.per_context_token_s
+    for name in ("h100-sxm", "h200-sxm", "b200", "mi300x"):
+        hopper = DecodeAttention(GPUS[name], "bf16", LLAMA)
+        assert hopper.mixed_per_context_token_s == hopper.per_context_token_s
+    standard = DecodeAttention(a100, "bf16", LLAMA, STANDARD)
+    assert standard.mixed_per_context_token_s == standard.per_context_token_s
+
+
+@pytest.mark.parametrize("name", sorted(GPUS))
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_decode_beside_a_chunk_is_never_faster_than_alone(name, sinks):
+    law = DecodeAttention(GPUS[name], "bf16", LLAMA._replace(sinks=sinks))
+    assert law.mixed_per_context_token_s >= law.per_context_token_s
+
+
+def test_sinks_take_a_slower_kernel_where_flash_attention_3_does_not_run():
+    """233 operations per SM and clock: 61 TFLOP/s on an H100, on which vLLM pull request 20690 timed it."""
+    sinks = LLAMA._replace(sinks=True)
+
+    def seconds(name, shape):
+        return PrefillAttention(GPUS[name], "bf16", shape).chunk_s(2048, 16_000, None)
+
+    assert seconds("h100-sxm", sinks) == seconds("h100-sxm", LLAMA)
+    pairs = causal_pairs(2048, 16_000, None)
+    rate = 233 * 108 * 1.41e9
+    assert seconds("a100-80gb-sxm", sinks) == pytest.approx(pairs * 4 * 32 * 128 / rate, rel=0.04)
+    assert seconds("a100-80gb-sxm", sinks) > 4 * seconds("a100-80gb-sxm", LLAMA)

@@ -98,6 +98,61 @@ def test_fp8_halves_the_cache_and_the_linear_weights():
     assert plain.weights_bytes - fp8.weights_bytes == linear
 
 
+# Linear weights of Llama-3.1-8B come in groups that every format's block size divides.
+@pytest.mark.parametrize(
+    ("quantization", "gpu", "scale_bytes", "group"),
+    [
+        ("fp8_block", "h100-sxm", 4, 128 * 128),
+        ("int8", "a100-80gb-sxm", 0, 1),
+        ("w4a16", "a100-80gb-sxm", 2, 128),
+        ("mxfp4", "h100-sxm", 1, 32),
+        ("nvfp4", "b200", 1, 16),
+        ("nvfp4", "h100-sxm", 1, 16),  # expanded in the kernel: the memory is that of the format
+    ],
+)
+def test_quantised_weights_and_their_scales_are_counted(quantization, gpu, scale_bytes, group):
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    rest = 2 * (2 * 128_256 * 4096 + 65 * 4096)
+    value_bytes = 1 if quantization in ("fp8_block", "int8") else 0.5
+    expected = linear * value_bytes + linear / group * scale_bytes + rest
+    for degree in (1, 2):
+        budget = budget_of(
+            "llama-3.1-8b", gpu, max_model_len=8192, quantization=quantization, tensor_parallel_size=degree
+        )
+        split = expected if degree == 1 else (expected - 2 * 65 * 4096) / 2 + 2 * 65 * 4096
+        assert budget.weights_bytes == pytest.approx(split, abs=1)
+
+
+@pytest.mark.parametrize("quantization", ["none", "fp8", "w4a16"])
+def test_published_mxfp4_experts_stay_as_they_are(quantization):
+    """openai/gpt-oss-20b is published as 12.8 GiB, gpt-oss-120b as 60.8; the rest of it may be quantised."""
+    for model, published in (("gpt-oss-20b", 12.8), ("gpt-oss-120b", 60.8)):
+        weights = budget_of(model, "h200-sxm", quantization=quantization).weights_bytes / GIB
+        if quantization == "none":
+            assert weights == pytest.approx(published, abs=0.05)
+        else:
+            moe = load_model(model)
+            attention = 2 * moe.layer_totals.attention / GIB
+            assert published - attention < weights < published
+
+
+def test_pipeline_stages_divide_weights_and_cache():
+    one = budget_of("llama-3.1-70b", "h100-sxm", tensor_parallel_size=4, max_model_len=8192)
+    two = budget_of(
+        "llama-3.1-70b", "h100-sxm", tensor_parallel_size=4, pipeline_parallel_size=2, max_model_len=8192
+    )
+    table = 2 * 128_256 * 8192 / 4
+    norm = 2 * 8192
+    assert two.weights_bytes == (one.weights_bytes - 2 * table - norm) / 2 + table + norm
+    assert two.kv_layout.block_bytes * 2 == one.kv_layout.block_bytes
+    assert two.num_gpu_blocks > 2 * one.num_gpu_blocks
+    # 131 GiB of weights fit on two GPUs of 80 GiB only when each holds half of them.
+    with pytest.raises(MemoryDoesNotFitError):
+        budget_of("llama-3.1-70b", "h100-sxm", max_model_len=8192)
+    budget_of("llama-3.1-70b", "h100-sxm", pipeline_parallel_size=2, max_model_len=4096)
+    budget_of("gemma-3-27b", "h100-sxm", pipeline_parallel_size=16)  # a stage of sliding layers only
+
+
 @pytest.mark.parametrize(
     ("model", "size", "groups"),
     [

@@ -11,7 +11,7 @@ from servesim.config.load import list_data
 from servesim.config.profiles import load_gpu
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, WEIGHT_FORMATS
 from servesim.cost.collectives import AllReduce, PipelineSend
-from servesim.cost.ops import Elementwise, ExpertRows, Gemm, larger, smaller
+from servesim.cost.ops import Elementwise, Gemm, larger, smaller
 from servesim.errors import ConfigError
 
 A100 = load_gpu("a100-80gb-sxm")
@@ -118,21 +118,6 @@ def test_gemm_never_takes_less_time_for_more_rows_nor_than_physics(name, rows, m
     assert here >= weights.bytes_per_weight * n * k / gpu.hbm_bandwidth_bytes_per_s
 
 
-@settings(deadline=None)
-@given(
-    rows=st.floats(1, 1e5),
-    experts=st.floats(1, 128),
-    more=st.floats(0, 100),
-    n=st.sampled_from([96, 1536, 2048]),
-)
-def test_grouped_products_grow_with_rows_and_experts(rows, experts, more, n):
-    gemm = Gemm(H100, PLAIN)
-    here = gemm.grouped_seconds(ExpertRows(rows, 64 * experts, experts), n, 2048) * (1 - 1e-12)
-    assert gemm.grouped_seconds(ExpertRows(rows + more, 64 * experts, experts), n, 2048) >= here
-    grown = experts + more
-    assert gemm.grouped_seconds(ExpertRows(rows, 64 * grown, grown), n, 2048) >= here
-
-
 def test_laws_take_whole_tables():
     rows, n, k = np.array([1.0, 200.0, 8192.0]), np.array([4096.0, 6144.0, 1024.0]), np.array([4096.0] * 3)
     gemm = Gemm(H100, PLAIN)
@@ -186,12 +171,11 @@ def test_elementwise_is_a_launch_until_its_bytes_take_longer():
     assert law.seconds(1e9) == pytest.approx(1e9 / (3.35e12 * H100.efficiency.gemm["bf16"].memory))
 
 
-@pytest.mark.parametrize("name", ["fp8", "fp8_block"])
-def test_a_gpu_without_fp8_refuses_it(name):
-    with pytest.raises(
-        ConfigError, match=rf"engine\.quantization  a100-80gb-sxm has no {name} matrix products"
-    ):
-        Gemm(A100, WEIGHT_FORMATS[name])
+def test_a_gpu_without_the_units_refuses_a_product():
+    peaks = {kind: peak for kind, peak in A100.peak_flops_per_s.items() if kind != "int8"}
+    without = A100.model_copy(update={"peak_flops_per_s": peaks})
+    with pytest.raises(ConfigError, match=r"engine\.quantization  a100-80gb-sxm has no int8 matrix products"):
+        Gemm(without, WEIGHT_FORMATS["int8"])
 
 
 def test_an_unknown_degree_of_parallelism_is_refused():

@@ -278,9 +278,35 @@ def test_the_linear_law_counts_what_schedulers_count():
 
 
 def test_build_refuses_what_the_gpu_cannot_do():
-    a100 = load_gpu("a100-80gb-sxm")
-    engine = resolve_engine(EngineConfig(quantization="fp8"), LLAMA, a100)
-    with pytest.raises(ConfigError, match="no fp8 matrix products"):
-        build_step_time(LLAMA, a100, engine)
+    peaks = {kind: peak for kind, peak in H100.peak_flops_per_s.items() if kind != "int8"}
+    without = H100.model_copy(update={"peak_flops_per_s": peaks})
+    engine = resolve_engine(EngineConfig(quantization="int8"), LLAMA, without)
+    with pytest.raises(ConfigError, match="no int8 matrix products"):
+        build_step_time(LLAMA, without, engine)
     linear = engine.model_copy(update={"step_time": LinearStepTime(law="linear", base_s=0.01)})
-    assert build_step_time(LLAMA, a100, linear).step_s(decode(1, 1)) == 0.01
+    assert build_step_time(LLAMA, without, linear).step_s(decode(1, 1)) == 0.01
+
+
+def test_fp8_weights_are_expanded_on_a_gpu_without_fp8():
+    """vLLM serves them on Ampere through Marlin: half the bytes, products in bf16."""
+    a100 = load_gpu("a100-80gb-sxm")
+    plain, fp8, block = (
+        build_step_time(LLAMA, a100, resolve_engine(EngineConfig(quantization=name), LLAMA, a100))
+        for name in ("none", "fp8", "fp8_block")
+    )
+    one, many = decode(1, 100), StepShape(0, (0,), ((2048, 0),), 1)
+    assert 0.5 < fp8.step_s(one) / plain.step_s(one) < 0.65
+    assert fp8.step_s(many) == pytest.approx(plain.step_s(many), rel=0.05)
+    assert fp8.step_s(one) <= block.step_s(one) < 1.01 * fp8.step_s(one)
+
+
+def test_a_chunk_makes_the_decodes_beside_it_slower_on_ampere():
+    a100 = load_gpu("a100-80gb-sxm")
+    law = build_step_time(LLAMA, a100, resolve_engine(EngineConfig(), LLAMA, a100))
+    alone = law.breakdown(decode(64, 2000))["decode_attention"]
+    mixed = law.breakdown(StepShape(64, (128_000,), ((512, 0),), 64))["decode_attention"]
+    hopper = build_step_time(LLAMA, H100, resolve_engine(EngineConfig(), LLAMA, H100))
+    assert mixed > 2 * alone
+    assert hopper.breakdown(StepShape(64, (128_000,), ((512, 0),), 64))["decode_attention"] == pytest.approx(
+        hopper.breakdown(decode(64, 2000))["decode_attention"]
+    )

@@ -113,7 +113,7 @@ def tried(words: list[str]) -> str:
 def test_every_command_of_the_readme_can_be_given(desk: Path) -> None:
     ours = [words for words in shell_lines() if words[0] == PROGRAM]
     names = {tried(words[1 : words.index(">") if ">" in words else None]) for words in ours}
-    assert names == {"run", "compare", "check", "schema"}
+    assert names == {"run", "compare", "sweep", "sensitivity", "check", "schema"}
 
 
 def test_other_shell_lines_are_make_targets_and_copies() -> None:
@@ -208,7 +208,7 @@ def test_the_demos_result_is_current() -> None:
 
 
 def test_the_comparison_is_current(desk: Path) -> None:
-    [words] = [words for words in shell_lines() if words[1] == "compare"]
+    [words] = [line for line in shell_lines() if line[1] == "compare" and "--replications" not in line]
     _, given = parsed(words[1:])
     comparison = api.compare(given["a"], given["b"], overrides=given["set_"])
     assert_shortened(excerpt("B to A"), str(comparison))

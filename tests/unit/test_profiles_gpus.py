@@ -148,7 +148,14 @@ def test_work_that_is_spread_over_the_sms_goes_with_their_number() -> None:
     per_head = sxm.decode_attention["bf16"].per_seq_kv_head_s
     assert pcie.decode_attention["bf16"].per_seq_kv_head_s == pytest.approx(per_head * 132 / 114)
     assert pcie.gemm["bf16"].narrow_columns == pytest.approx(sxm.gemm["bf16"].narrow_columns * 114 / 132)
-    assert pcie.prefill_attention == sxm.prefill_attention
+    factor = pcie.gemm["bf16"].compute / sxm.gemm["bf16"].compute
+    assert pcie.gemm["bf16"].compute == pytest.approx(400 / 756.5)
+    for kind, law in sxm.prefill_attention.items():  # what holds products back holds attention back
+        own = pcie.prefill_attention[kind]
+        assert own == law.model_copy(update={"compute": own.compute})
+        assert own.compute == pytest.approx(law.compute * factor)
+    for kind, expert in sxm.experts.items():
+        assert pcie.experts[kind].compute == pytest.approx(expert.compute * factor)
 
 
 def test_a_derived_gpu_with_a_best_product_uses_it() -> None:

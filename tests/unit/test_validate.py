@@ -161,7 +161,7 @@ def test_the_page_says_everything_and_needs_no_network(tmp_path):
     folder = table(tmp_path / "t", ["one,,10", "wrong,model=llama-3.1-405b,10"])
     accuracy = api.validate([folder])
     pages = accuracy.files()
-    for page in pages.values():
+    for page in (text for name, text in pages.items() if not name.endswith(".csv")):
         for words in ("a test", "TPOT mean", "not validated", "b200", "does not fit", "h100-sxm"):
             assert words in page
     assert "<script" not in pages["accuracy.html"]

@@ -76,9 +76,8 @@ def test_weights_and_vllms_share_are_exact():
             assert abs(one.error) < 0.003, one.row
 
 
-def test_no_recorded_run_is_refused_but_those_that_are_known():
-    refused = {refusal.row for one in everything().validations for refusal in one.refusals}
-    assert refused <= {"A100 Qwen3-14B-FP8 ShareGPT sync"}, "fp8 weights on A100 are not modelled"
+def test_no_recorded_run_is_refused():
+    assert not [refusal.row for one in everything().validations for refusal in one.refusals]
 
 
 def test_every_recording_says_where_it_comes_from():
@@ -89,20 +88,44 @@ def test_every_recording_says_where_it_comes_from():
         assert meta["source"], folder
 
 
-def test_the_serving_runs_of_one_gpu_after_calibration_on_other_rows():
-    """A100: throughput and TPOT of the judged rows. The H100 there is not what it is said to be."""
-    for metric in ("total_token_throughput", "mean_tpot_ms"):
-        errors = np.abs(
-            [
-                one.error
-                for one in findings(
-                    "serving-a100-h100", gpu="a100-80gb-sxm", judged_on="other rows", metric=metric
-                )
-            ]
-        )
-        assert len(errors) == 7
-        assert np.median(errors) < 0.10, metric
-        assert np.percentile(errors, 90) < 0.20, metric
+def judged(gpu, metric):
+    """Errors on the rows that nothing was fitted to: calibrated, where their rows could tell a scalar."""
+    rows = read_folder(RUNS / "serving-a100-h100").rows
+    names = {row.name for row in rows if row.judged and row.profile is not None}
+    found = {}
+    for one in sorted(findings("serving-a100-h100", gpu=gpu, metric=metric), key=lambda one: one.calibrated):
+        if one.row in names:
+            found[one.row] = abs(one.error)
+    return list(found.values())
+
+
+# Throughput on H100 holds 3 to 6 s of the API server, a tenth of those runs, which nothing here stands for.
+@pytest.mark.parametrize(
+    ("gpu", "metric", "rows", "median", "p90"),
+    [
+        ("a100-80gb-sxm", "total_token_throughput", 7, 0.10, 0.20),
+        ("a100-80gb-sxm", "mean_tpot_ms", 7, 0.10, 0.20),
+        ("h100-pcie", "total_token_throughput", 6, 0.17, 0.20),
+        ("h100-pcie", "mean_tpot_ms", 6, 0.11, 0.20),
+    ],
+)
+def test_the_serving_runs_that_nothing_was_fitted_to(gpu, metric, rows, median, p90):
+    errors = judged(gpu, metric)
+    assert len(errors) == rows
+    assert np.median(errors) < median
+    assert np.percentile(errors, 90) < p90
+
+
+def test_large_models_come_out_of_laws_of_single_kernels():
+    """Qwen3-235B in fp8 and bf16 on 4 and 8 H100, prompts of 2,000 tokens and more, nothing fitted."""
+    errors = [
+        abs(one.error)
+        for one in findings("serving-large-models", gpu="h100-sxm", metric="total_token_throughput")
+        if " 128+4" not in one.row
+    ]
+    assert len(errors) == 6
+    assert np.median(errors) < 0.07
+    assert max(errors) < 0.10
 
 
 def test_fast_machines_fit_and_small_ones_do_not(tmp_path):

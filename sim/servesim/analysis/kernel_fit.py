@@ -16,6 +16,7 @@ from servesim.config.profiles import GpuProfile, KernelError
 from servesim.config.weight_formats import WEIGHT_FORMATS, Quantization
 from servesim.cost.attention import AttentionShape, DecodeAttention, PrefillAttention
 from servesim.cost.collectives import AllReduce
+from servesim.cost.experts import ExpertRows, GroupedExperts
 from servesim.cost.ops import Gemm
 from servesim.errors import ConfigError, Problem
 from servesim.units import GB
@@ -32,7 +33,7 @@ Range = tuple[float, float, float]
 _DIGITS = 3  # significant, of a coefficient
 _RESTARTS = 4
 _ELEMENTWISE_LAUNCH_US = 2.5  # not in the tables; estimate
-_BLOCK_SCALED = ("compute", "wave")  # what launch-bound tables can tell of block-scaled fp8
+_BLOCK_SCALED = ("compute", "wave", "convert_bytes")  # what launch-bound tables can tell of block-scaled fp8
 
 # Coefficient: start, least, most, in the units of the GPU's file. Memory shares stop short of 1: no kernel
 # streams faster, and what narrow matrices lack belongs to narrow_columns.
@@ -44,6 +45,15 @@ _RANGES: dict[str, dict[str, Range]] = {
         "knee": (4.0, 1.0, 20.0),
         "wave": (0.2, 0.0, 1.0),
         "narrow_columns": (500.0, 0.0, 20_000.0),
+        "convert_bytes": (5.0, 0.0, 100.0),
+    },
+    "experts": {
+        "compute": (0.5, 0.02, 1.0),
+        "memory": (0.8, 0.1, 0.97),
+        "launch_us": (30.0, 1.0, 200.0),
+        "per_expert_us": (0.2, 0.0, 10.0),
+        "row_bytes": (4.0, 0.0, 100.0),
+        "knee": (1.5, 1.0, 20.0),
     },
     "decode_attention": {
         "launch_us": (12.0, 1.0, 100.0),
@@ -67,6 +77,7 @@ _RANGES: dict[str, dict[str, Range]] = {
 }
 _OPS = {
     "gemm": "gemm",
+    "experts": "moe",
     "decode_attention": "generation_attention",
     "prefill_attention": "context_attention",
     "all_reduce": "allreduce_custom",
@@ -75,6 +86,8 @@ _FORMATS: dict[str, Quantization] = {
     "bf16": "none",
     "fp8": "fp8",
     "fp8_block": "fp8_block",
+    "w4a16": "w4a16",
+    "mxfp4": "mxfp4",
     "nvfp4": "nvfp4",
 }
 
@@ -92,7 +105,7 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
     """Fit every law of ``gpu`` to its measured times; the loss is the mean of |ln(law / measured)|.
 
     What the table does not hold (the elementwise launch) stays an estimate.  Block-scaled fp8 was launched
-    eagerly: only ``compute`` and ``wave`` are fitted, the rest is that of per-tensor fp8.
+    eagerly: only ``compute``, ``wave`` and ``convert_bytes`` are fitted, the rest is that of per-tensor fp8.
     Raises ConfigError when scipy is missing or an operation has no rows.
     """
     block: dict[str, dict[Any, Coefficients]] = {}
@@ -102,7 +115,9 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
         for key in table.degrees if law == "all_reduce" else table.kinds(op):
             rows = table.rows(op, num_gpus=int(key)) if law == "all_reduce" else table.rows(op, str(key))
             fixed: Coefficients = {}
-            if key == "fp8_block":
+            if law == "gemm" and key == "bf16":
+                fixed = {"convert_bytes": 0.0}  # its input comes in its type
+            if law == "gemm" and key == "fp8_block":
                 base = block["gemm"].get("fp8") or block["gemm"]["bf16"]
                 fixed = {name: value for name, value in base.items() if name not in _BLOCK_SCALED}
             block[law][key], errors[f"{law}.{key}"] = _fit(gpu, law, key, rows, fixed)
@@ -119,16 +134,25 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
 
 
 def law_seconds(gpu: GpuProfile, law: str, key: Any, rows: pd.DataFrame) -> Floats:
-    """What the law of ``gpu`` says for measured rows: ``law`` and ``key`` as in its file, such as gemm, bf16.
+    """What a law of ``gpu`` says for measured rows; ``law`` and ``key`` as in its file: gemm, bf16."""
+    return _seconds(gpu, law, key, _columns(rows))
 
-    The laws take arrays where they take numbers, which their signatures do not say.
-    """
-    columns: dict[str, Any] = {
-        name: rows[name].to_numpy(float) for name in rows.columns if rows[name].dtype.kind in "if"
-    }
+
+def _columns(rows: pd.DataFrame) -> dict[str, Any]:
+    return {name: rows[name].to_numpy(float) for name in rows.columns if rows[name].dtype.kind in "if"}
+
+
+def _seconds(gpu: GpuProfile, law: str, key: Any, columns: dict[str, Any]) -> Floats:
+    """The laws take arrays where they take numbers, which their signatures do not say."""
     seconds: Any
     if law == "gemm":
         seconds = Gemm(gpu, WEIGHT_FORMATS[_FORMATS[key]]).seconds(*(columns[name] for name in "mnk"))
+    elif law == "experts":
+        name = _FORMATS[key]
+        rows_each = columns["m"] * columns["experts_per_token"]
+        load: Any = ExpertRows(rows_each, columns["tile_rows"], columns["experts"])
+        grouped = GroupedExperts(gpu, name, WEIGHT_FORMATS[name])
+        seconds = grouped.seconds(load, 2.0 * columns["n"], columns["n"], columns["k"])
     elif law == "all_reduce":
         seconds = AllReduce(gpu, int(key)).seconds(2.0 * columns["elements"])
     else:
@@ -151,17 +175,19 @@ def _fit(
     if kept.empty:
         raise ConfigError(Problem(f"no measured row of {law}.{key} is left to fit", got=gpu.name))
 
-    def log_errors(values: Mapping[str, float], over: pd.DataFrame) -> Floats:
+    def log_errors(values: Mapping[str, float], over: dict[str, Any]) -> Floats:
         candidate = _with_coefficients(gpu, law, key, {**fixed, **values})
-        seconds = law_seconds(candidate, law, key, over)
-        return np.abs(np.log(seconds / (over["latency_us"].to_numpy(float) / 1e6)))
+        measured: Floats = over["latency_us"] / 1e6
+        return np.abs(np.log(_seconds(candidate, law, key, over) / measured))
+
+    fitted = _columns(kept)
 
     def loss(values: Mapping[str, float]) -> float:
-        return float(log_errors(values, kept).mean()) + _disorder(values)
+        return float(log_errors(values, fitted).mean()) + _disorder(values)
 
     found = {**fixed, **_minimised(loss, _ranges(gpu, law, key, fixed))}
     found = {name: found[name] for name in _RANGES[law]}
-    within, everywhere = log_errors(found, kept), log_errors(found, rows)
+    within, everywhere = log_errors(found, fitted), log_errors(found, _columns(rows))
     return found, KernelError(
         mean_percent=round(100 * float(within.mean()), 2),
         p90_percent=round(100 * float(np.quantile(within, 0.9)), 2),
@@ -190,6 +216,7 @@ def _with_coefficients(gpu: GpuProfile, law: str, key: Any, values: Coefficients
     start = {name: {each: span[0] for each, span in ranges.items()} for name, ranges in _RANGES.items()}
     data: dict[str, dict[Any, Coefficients]] = {
         "gemm": {"bf16": start["gemm"]},
+        "experts": {},
         "decode_attention": {"bf16": start["decode_attention"], "fp8": start["decode_attention"]},
         "prefill_attention": {"bf16": start["prefill_attention"], "fp8": start["prefill_attention"]},
         "all_reduce": {2: start["all_reduce"]},

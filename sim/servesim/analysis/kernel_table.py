@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from servesim.config.load import shipped
 from servesim.config.profiles import GpuProfile
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, WEIGHT_FORMATS
 from servesim.cost.attention import CACHE_BYTES
+from servesim.cost.experts import ROW_TILE
 from servesim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -28,13 +33,21 @@ RULES = {
 
 _SLOWER = 1.3
 _LAUNCH_BOUND = 2.0
-_TYPE_OF = {"bfloat16": "bf16", "float16": "bf16", "half": "bf16"}
+_TYPE_OF = {
+    "bfloat16": "bf16",
+    "float16": "bf16",
+    "half": "bf16",
+    "int4_wo": "w4a16",
+    "w4a16_mxfp4": "mxfp4",
+}
 _GROUPS: dict[str, tuple[tuple[str, ...], str]] = {  # what stays equal, and the size that grows
     "gemm": (("kind", "n", "k"), "m"),
     "generation_attention": (("kind", "heads", "kv_heads", "head_dim", "seq"), "batch"),
     "context_attention": (("kind", "heads", "kv_heads", "head_dim", "seq"), "batch"),
+    "moe": (("kind", "n", "k", "num_experts", "experts_per_token"), "m"),
     "allreduce_custom": (("kind", "num_gpus"), "elements"),
 }
+_EXPERT_COLUMNS = ("num_experts", "experts_per_token", "routing")
 _NUMBERS = (
     "m",
     "n",
@@ -51,7 +64,10 @@ _NUMBERS = (
 
 
 class KernelTable:
-    """The rows of one GPU, with ``kind`` (type of the product or the cache) and ``dropped`` (rule, or "")."""
+    """The rows of one GPU, with ``kind`` (type of the product or the cache) and ``dropped`` (rule, or "").
+
+    Rows of experts also have ``tile_rows`` and ``experts``, as cost.experts.ExpertRows.
+    """
 
     def __init__(self, rows: pd.DataFrame, source: str) -> None:
         self._rows = rows
@@ -109,7 +125,7 @@ def read_kernel_table(gpu: GpuProfile, file: Path | None = None) -> KernelTable:
         )
     if not (rows["latency_us"] > 0).all():
         raise ConfigError(Problem("has a latency_us that is not positive", str(path)))
-    return KernelTable(_with_rules(gpu, _known(rows)), path.name)
+    return KernelTable(_with_rules(gpu, _with_loads(_known(rows))), path.name)
 
 
 def _known(rows: pd.DataFrame) -> pd.DataFrame:
@@ -117,6 +133,37 @@ def _known(rows: pd.DataFrame) -> pd.DataFrame:
     types = rows["dtype"].where(~rows["op"].str.contains("attention"), rows["kv_dtype"])
     rows = rows.assign(kind=types.replace(_TYPE_OF))
     return rows[rows["op"].isin(_GROUPS) & ~rows["kernel"].str.contains("eager")]
+
+
+def _with_loads(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the experts of every row had to do; tables without experts may lack their columns."""
+    rows = rows.assign(**{name: float("nan") for name in _EXPERT_COLUMNS if name not in rows})
+    loads = [
+        _load(int(m), int(experts), int(each), str(routing)) if op == "moe" else (math.nan, math.nan)
+        for op, m, experts, each, routing in zip(
+            rows["op"], rows["m"], *(rows[name] for name in _EXPERT_COLUMNS), strict=True
+        )
+    ]
+    return rows.assign(tile_rows=[tile_rows for tile_rows, _ in loads], experts=[hit for _, hit in loads])
+
+
+@cache
+def _load(num_tokens: int, num_experts: int, experts_per_token: int, routing: str) -> tuple[float, float]:
+    """Rows with every expert's share rounded up to the tile, and experts that get any.
+
+    ``balanced``: as even as it goes.  ``power_law_A``: shares are drawn between 1 and 0.8 tokens with density
+    x^-A; here the quantiles in the middle of equal parts stand for the draw.
+    """
+    copies = num_tokens * experts_per_token
+    if routing == "balanced" or num_tokens == 1:
+        rows = np.full(min(num_experts, copies), copies / min(num_experts, copies))
+    else:
+        power = 1.0 - float(routing.removeprefix("power_law_"))
+        middles = (np.arange(num_experts) + 0.5) / num_experts
+        share = (middles * (max(0.8 * num_tokens, 1.0001) ** power - 1.0) + 1.0) ** (1.0 / power)
+        rows = np.minimum(copies * share / share.sum(), num_tokens)
+    reached = np.minimum(rows, 1.0)  # a share of less than one row: the chance of getting one
+    return float(reached @ np.ceil(rows / ROW_TILE)) * ROW_TILE, float(reached.sum())
 
 
 def _with_rules(gpu: GpuProfile, rows: pd.DataFrame) -> pd.DataFrame:
@@ -137,13 +184,19 @@ def _least_s(gpu: GpuProfile, rows: pd.DataFrame) -> pd.Series[float]:
         rows["kind"].map({kind: form.bytes_per_weight for kind, form in WEIGHT_FORMATS.items()}).fillna(2.0)
     )
     cache = rows["kind"].map(CACHE_BYTES).fillna(2.0)
-    products = rows["kind"].map(PEAK_OF_PRODUCT).fillna("bf16")
+    products = rows["kind"].map(PEAK_OF_PRODUCT).fillna("bf16")  # w4a16 and mxfp4 too: expanded
     peak = products.map({str(kind): peak for kind, peak in gpu.peak_flops_per_s.items()})
     attention_peak, bandwidth = gpu.peak_flops_per_s["bf16"], gpu.hbm_bandwidth_bytes_per_s
     gemm = (2.0 * rows["m"] * rows["n"] * rows["k"] / peak).combine(
         weight * rows["n"] * rows["k"] / bandwidth, max
     )
     kv = rows["batch"] * rows["seq"] * rows["kv_heads"] * rows["head_dim"] * 2.0 * cache / bandwidth
+    matrices = 3.0 * rows["n"] * rows["k"]
+    even = (rows["routing"] == "balanced") | (rows["m"] == 1)
+    surely = rows["experts"].where(even, rows["experts_per_token"])
+    experts = (2.0 * rows["m"] * rows["experts_per_token"] * matrices / peak).combine(
+        weight * surely * matrices / bandwidth, max
+    )
     pairs = rows["batch"] * 0.5 * rows["seq"] ** 2
     prompt = 4.0 * rows["heads"] * rows["head_dim"] * pairs / attention_peak
     link = rows["num_gpus"].map(
@@ -153,6 +206,7 @@ def _least_s(gpu: GpuProfile, rows: pd.DataFrame) -> pd.Series[float]:
         "gemm": gemm,
         "generation_attention": kv,
         "context_attention": prompt,
+        "moe": experts,
         "allreduce_custom": 2.0 * rows["elements"] / link,
     }
     seconds = rows["latency_us"] * 0.0

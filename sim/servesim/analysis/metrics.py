@@ -65,11 +65,14 @@ def summarise(run: Run) -> Summary:
     total_output = int(column["generated_tokens"][done].sum())
     failed = int((column["status"] == _STATUS["refused"]).sum())
     rate, burstiness, concurrency = _arrival_settings(run)
+    engine, price_usd = scenario.engine, run.gpu.price_per_hour_usd
+    num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size * scenario.hardware.replicas
     summary = Summary(
         name=scenario.name,
         model=run.model.name,
         gpu=run.gpu.name,
-        num_gpus=scenario.engine.tensor_parallel_size * scenario.hardware.replicas,
+        num_gpus=num_gpus,
+        price_per_hour_usd=None if price_usd is None else price_usd * num_gpus,
         seed=scenario.seed,
         config_hash=run.config_hash,
         interrupted=log.interrupted,

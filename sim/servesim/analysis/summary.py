@@ -130,6 +130,8 @@ class Summary:
     model: str
     gpu: str
     num_gpus: int
+    price_per_hour_usd: float | None
+    """Of all the GPUs; None where the GPU's file gives no price."""
     seed: int
     config_hash: str
     interrupted: bool

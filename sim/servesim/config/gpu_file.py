@@ -14,6 +14,8 @@ from servesim.config.gpu_profile import (
     DecodeAttentionEfficiency,
     Degree,
     Efficiency,
+    ExpertEfficiency,
+    ExpertFormat,
     GemmEfficiency,
     GpuProfile,
     KernelError,
@@ -22,6 +24,7 @@ from servesim.config.gpu_profile import (
     Share,
     derive_all_reduce,
     derive_decode_attention,
+    derive_experts,
     derive_gemm,
     derive_prefill_attention,
 )
@@ -88,6 +91,18 @@ class GemmCoefficients(Record):
     knee: Annotated[float, Field(ge=1, le=1000)]
     wave: Annotated[float, Field(ge=0, le=1)]
     narrow_columns: Time = 0.0
+    convert_bytes: Time = 0.0
+
+
+class ExpertCoefficients(Record):
+    """Coefficients of a layer's routed experts."""
+
+    compute: Share
+    memory: Share
+    launch_us: Time
+    per_expert_us: Time
+    row_bytes: Time = 0.0
+    knee: Annotated[float, Field(ge=1, le=1000)]
 
 
 class DecodeAttentionCoefficients(Record):
@@ -123,6 +138,7 @@ class MeasuredEfficiency(Record):
 
     provenance: str = Field(min_length=1)
     gemm: dict[MeasuredProduct, GemmCoefficients]
+    experts: dict[ExpertFormat, ExpertCoefficients] = Field(default_factory=dict)
     decode_attention: dict[CacheType, DecodeAttentionCoefficients]
     prefill_attention: dict[CacheType, PrefillAttentionCoefficients]
     all_reduce: dict[Degree, AllReduceCoefficients] = Field(min_length=1)
@@ -169,6 +185,14 @@ class MeasuredEfficiency(Record):
         return Efficiency(
             provenance=self.provenance,
             gemm=gemm,
+            experts={
+                kind: ExpertEfficiency(
+                    launch_s=expert.launch_us / 1e6,
+                    per_expert_s=expert.per_expert_us / 1e6,
+                    **expert.model_dump(exclude={"launch_us", "per_expert_us"}),
+                )
+                for kind, expert in self.experts.items()
+            },
             decode_attention=decode,
             prefill_attention=prefill,
             all_reduce={
@@ -275,8 +299,9 @@ class GpuFile(Record):
                         f"all-reduce of {links.name} ({derived.rule})"
                     ),
                     gemm=derive_gemm(own, gemm),
+                    experts=derive_experts(own, gemm),
                     decode_attention=derive_decode_attention(own, attention, gemm),
-                    prefill_attention=derive_prefill_attention(own, attention),
+                    prefill_attention=derive_prefill_attention(own, attention, gemm),
                     all_reduce=derive_all_reduce(own, links),
                     elementwise_launch_s=gemm.efficiency.elementwise_launch_s,
                 )

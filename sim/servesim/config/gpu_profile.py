@@ -10,15 +10,19 @@ from servesim.config.record import Record
 from servesim.config.weight_formats import PEAK_OF_PRODUCT
 
 __all__ = [
+    "PEAK_OF_EXPERTS",
     "AllReduceEfficiency",
     "DecodeAttentionEfficiency",
     "Efficiency",
+    "ExpertEfficiency",
+    "ExpertFormat",
     "GemmEfficiency",
     "GpuProfile",
     "KernelError",
     "PrefillAttentionEfficiency",
     "derive_all_reduce",
     "derive_decode_attention",
+    "derive_experts",
     "derive_gemm",
     "derive_prefill_attention",
 ]
@@ -26,6 +30,16 @@ __all__ = [
 DataType = Literal["fp32", "tf32", "bf16", "fp8", "int8", "fp4"]
 CacheType = Literal["bf16", "fp8"]
 MeasuredProduct = Literal["bf16", "fp8", "fp8_block", "nvfp4"]
+ExpertFormat = Literal["bf16", "fp8", "fp8_block", "w4a16", "mxfp4", "nvfp4"]
+PEAK_OF_EXPERTS: dict[ExpertFormat, DataType] = {
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "w4a16": "bf16",
+    "mxfp4": "bf16",
+    "nvfp4": "fp4",
+}
+"""The data type whose peak the products of an expert format run at."""
 Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -33,7 +47,7 @@ Degree = Annotated[int, Field(ge=2)]
 
 
 class GemmEfficiency(Record):
-    """Matrix products: launch_s + (compute_time^knee + memory_time^knee)^(1/knee)."""
+    """Matrix products: launch_s + (compute_time^knee + memory_time^knee)^(1/knee) + input conversion."""
 
     compute: Share
     """Share of the type's peak rate that large products reach."""
@@ -46,6 +60,25 @@ class GemmEfficiency(Record):
     """Share of the time that SMs idle in the last wave of tiles which a product pays for."""
     narrow_columns: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Columns that a matrix streams as if it had more: a narrow one cannot keep all SMs asking for bytes."""
+    convert_bytes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Bytes moved per element of the input to bring it into the product's type, in a kernel of its own."""
+
+
+class ExpertEfficiency(Record):
+    """A layer's routed experts, as one operation: products, activation, sorting and summing.
+
+    launch_s + per_expert_s * experts reached + (compute_time^knee + memory_time^knee)^(1/knee) + the rows'
+    way there and back.
+    """
+
+    compute: Share
+    """Share of the product type's peak rate."""
+    memory: Share
+    launch_s: Seconds
+    per_expert_s: Seconds
+    row_bytes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Bytes moved per hidden element of a routed row to sort, convert and sum it, in kernels of their own."""
+    knee: Annotated[float, Field(ge=1, le=1000)]
 
 
 class DecodeAttentionEfficiency(Record):
@@ -99,6 +132,8 @@ class Efficiency(Record):
 
     provenance: str
     gemm: dict[MeasuredProduct, GemmEfficiency]
+    experts: dict[ExpertFormat, ExpertEfficiency] = Field(default_factory=dict)
+    """Keyed by the format of the experts' weights; empty where nobody measured any."""
     decode_attention: dict[CacheType, DecodeAttentionEfficiency]
     """Keyed by the type of the KV cache."""
     prefill_attention: dict[CacheType, PrefillAttentionEfficiency]
@@ -159,6 +194,12 @@ class GpuProfile(Record):
         return self.link_bandwidth_bytes_per_s
 
 
+def _compute_factor(own: GpuProfile, base: GpuProfile) -> float:
+    """By how much the own GPU's share of its peak differs from the base's."""
+    best, peak = own.best_gemm_flops_per_s.get("bf16"), own.peak_flops_per_s.get("bf16")
+    return 1.0 if best is None or peak is None else best / peak / base.efficiency.gemm["bf16"].compute
+
+
 def derive_gemm(own: GpuProfile, base: GpuProfile) -> dict[MeasuredProduct, GemmEfficiency]:
     """Rule for matrix products: the base GPU's coefficients, for the types that the own GPU has.
 
@@ -166,8 +207,7 @@ def derive_gemm(own: GpuProfile, base: GpuProfile) -> dict[MeasuredProduct, Gemm
     (on the four measured GPUs the two agree within 9 %), and `compute` of the other types moves by the same
     factor.  `narrow_columns` goes with the SMs that have to be kept busy.
     """
-    best, peak = own.best_gemm_flops_per_s.get("bf16"), own.peak_flops_per_s.get("bf16")
-    factor = 1.0 if best is None or peak is None else best / peak / base.efficiency.gemm["bf16"].compute
+    factor = _compute_factor(own, base)
     return {
         kind: law.model_copy(
             update={
@@ -177,6 +217,16 @@ def derive_gemm(own: GpuProfile, base: GpuProfile) -> dict[MeasuredProduct, Gemm
         )
         for kind, law in base.efficiency.gemm.items()
         if PEAK_OF_PRODUCT[kind] in own.peak_flops_per_s
+    }
+
+
+def derive_experts(own: GpuProfile, base: GpuProfile) -> dict[ExpertFormat, ExpertEfficiency]:
+    """Rule for experts: the base GPU's coefficients, `compute` as for matrix products."""
+    factor = _compute_factor(own, base)
+    return {
+        kind: law.model_copy(update={"compute": min(1.0, law.compute * factor)})
+        for kind, law in base.efficiency.experts.items()
+        if PEAK_OF_EXPERTS[kind] in own.peak_flops_per_s
     }
 
 
@@ -202,10 +252,18 @@ def derive_decode_attention(
 
 
 def derive_prefill_attention(
-    own: GpuProfile, base: GpuProfile
+    own: GpuProfile, base: GpuProfile, gemm_base: GpuProfile
 ) -> dict[CacheType, PrefillAttentionEfficiency]:
-    """Rule for prefill attention: the base GPU's coefficients; an fp8 cache that it lacks as its bf16 one."""
-    laws = dict(base.efficiency.prefill_attention)
+    """Rule for prefill attention: the base GPU's coefficients; an fp8 cache that it lacks as its bf16 one.
+
+    Of one architecture with the GPU whose products are borrowed, `compute` moves as theirs: what holds one
+    back (power, as a rule) holds back the other.
+    """
+    factor = _compute_factor(own, gemm_base) if base.name == gemm_base.name else 1.0
+    laws = {
+        kind: law.model_copy(update={"compute": min(1.0, law.compute * factor)})
+        for kind, law in base.efficiency.prefill_attention.items()
+    }
     if "fp8" in own.peak_flops_per_s:
         laws.setdefault("fp8", laws["bf16"])
     else:

@@ -17,6 +17,7 @@ from servesim.config.record import Record
 from servesim.config.scenario import Scenario
 from servesim.config.schema import scenario_schema, schema_text
 from servesim.config.tree import LocatedDict, Place, TreePath, place_of, shown
+from servesim.config.workload import WorkloadConfig
 from servesim.config.yaml_file import read_value, read_yaml
 from servesim.errors import ConfigError, Problem, ServesimError
 
@@ -99,6 +100,16 @@ class LoadedScenario:
     def find(self, kind: str, name: str) -> Path:
         """The file that a name in this scenario means (see find_data)."""
         return find_data(kind, name, self.folders)
+
+    def with_workload(self, workload: WorkloadConfig) -> LoadedScenario:
+        """The same scenario under another workload."""
+        return replace(self, scenario=self.scenario.model_copy(update={"workload": workload}))
+
+    def named_files(self) -> list[Path]:
+        """The files that it names: GPU, models, engine profile, traces."""
+        tree = self.scenario.model_dump()
+        named = ((_at(tree, path), kind) for path, kind in _NAMES)
+        return [self.find(kind, name) for name, kind in named if isinstance(name, str)]
 
 
 _NAMES = (  # values that name a file
@@ -188,12 +199,17 @@ def _unknown_names(tree: LocatedDict, folders: Sequence[Path], file: str) -> lis
     """Names of hardware, models and traces that lead to no file."""
     problems: list[Problem] = []
     for path, kind in _NAMES:
-        node: Any = tree
-        for key in path:
-            node = node.get(key) if isinstance(node, dict) else None
+        node = _at(tree, path)
         if isinstance(node, str):
             try:
                 find_data(kind, node, folders)
             except ServesimError as error:
                 problems += (locate(one, tree, path, file) for one in error.problems)
     return problems
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    """What stands at ``path``; None when nothing does."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree

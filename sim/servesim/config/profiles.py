@@ -7,9 +7,12 @@ from pathlib import Path
 
 from servesim.config.gpu_file import GpuFile
 from servesim.config.gpu_profile import (
+    PEAK_OF_EXPERTS,
     AllReduceEfficiency,
     DecodeAttentionEfficiency,
     Efficiency,
+    ExpertEfficiency,
+    ExpertFormat,
     GemmEfficiency,
     GpuProfile,
     KernelError,
@@ -21,9 +24,12 @@ from servesim.config.problems import locate
 from servesim.errors import ConfigError, Problem
 
 __all__ = [
+    "PEAK_OF_EXPERTS",
     "AllReduceEfficiency",
     "DecodeAttentionEfficiency",
     "Efficiency",
+    "ExpertEfficiency",
+    "ExpertFormat",
     "GemmEfficiency",
     "GpuProfile",
     "KernelError",

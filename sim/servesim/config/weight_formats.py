@@ -43,9 +43,19 @@ class WeightFormat(NamedTuple):
 
 WEIGHT_FORMATS: dict[Quantization, WeightFormat] = {
     "none": WeightFormat(16, "bf16", meaning="as dtype says"),
-    "fp8": WeightFormat(8, "fp8", activation_bytes=1.0, meaning="one scale per tensor or channel"),
+    "fp8": WeightFormat(
+        8,
+        "fp8",
+        weight_only=True,
+        activation_bytes=1.0,
+        meaning="one scale per tensor or channel; expanded to bf16 where the GPU has no fp8",
+    ),
     "fp8_block": WeightFormat(
-        8 + 32 / (128 * 128), "fp8_block", activation_bytes=1.0, meaning="an fp32 scale per 128 x 128 weights"
+        8 + 32 / (128 * 128),
+        "fp8_block",
+        weight_only=True,
+        activation_bytes=1.0,
+        meaning="an fp32 scale per 128 x 128 weights; expanded as fp8",
     ),
     "int8": WeightFormat(8, "int8", activation_bytes=1.0, meaning="W8A8, one scale per channel"),
     "w4a16": WeightFormat(

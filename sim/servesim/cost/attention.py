@@ -26,6 +26,16 @@ _PLAIN: dict[CacheDtype, KvFormat] = {"bf16": KV_FORMATS["auto"], "fp8": KV_FORM
 _EXPONENTIALS_PER_SM_AND_CLOCK = 16
 _STANDARD_LAUNCHES = 3  # scores, softmax, values
 
+# GPUs on which vLLM runs FlashAttention 2: version 3 is for Hopper, Blackwell's data-centre GPUs have others.
+_FLASH_ATTENTION_2 = ("ampere", "ada", "blackwell-rtx")
+# Query rows of its tile. Decodes alone pack the query heads of a KV head into one; a call that also holds a
+# prompt chunk does not, and computes a whole tile for each head's one query (vllm-project/vllm PR 58013).
+_FLASH_2_TILE = 64
+# FlashAttention 2 knows no attention sinks; vLLM then runs its Triton kernel, whose tile has 16 rows. Per SM
+# and clock of an H100: causal attention over 10,000 tokens of Llama-3.1-8B in 0.43 s of the 0.66 s that
+# vllm-project/vllm PR 20690 measures, the rest being what the laws say of the other operations.
+_TRITON_FLOPS_PER_SM_AND_CLOCK = 233.0
+
 # FlashMLA on one H100 (vLLM 0.14, 128 heads, 16k context, batch 64 to 128, measured tables of
 # aiconfigurator-core): 2.4 to 2.5 TB/s and 578 to 610 TFLOP/s at the same time.
 _MLA_DECODE_MEMORY = 0.75
@@ -43,6 +53,8 @@ class AttentionShape(NamedTuple):
     prefill_flops_per_pair: float
     latent: bool = False
     """Multi-head latent attention: all heads read one compressed vector per token."""
+    sinks: bool = False
+    """One learned logit per head."""
 
     @property
     def head_dim(self) -> float:
@@ -84,10 +96,12 @@ class DecodeAttention:
     of decode steps.  A latent (MLA) cache is read once for all heads, and with many heads computing on it
     takes longer than reading it.  The standard kernel also writes and reads a score and a probability per
     head and key.  Shared memory does not matter: every key is read once, whatever the tile.
+    Beside a prompt chunk FlashAttention 2 computes a tile of queries for every head, which takes longer than
+    reading: ``mixed_per_context_token_s``.
     Raises ConfigError when the GPU has no coefficients for the KV type.
     """
 
-    __slots__ = ("_launch_s", "_per_sequence_s", "per_context_token_s")
+    __slots__ = ("_launch_s", "_per_sequence_s", "mixed_per_context_token_s", "per_context_token_s")
 
     def __init__(
         self,
@@ -124,6 +138,13 @@ class DecodeAttention:
             self._launch_s *= _STANDARD_LAUNCHES
             score_bytes = standard_bytes(1, 1, 0) * shape.num_heads
             self.per_context_token_s += score_bytes / (bandwidth * gpu.efficiency.gemm["bf16"].memory)
+        self.mixed_per_context_token_s = self.per_context_token_s
+        if gpu.architecture in _FLASH_ATTENTION_2 and not (
+            shape.latent or shape.sinks or kernel.name == "standard"
+        ):
+            tile_flops = _FLASH_2_TILE * shape.prefill_flops_per_pair
+            tile_s = tile_flops / (gpu.peak_flops_per_s["bf16"] * compute)
+            self.mixed_per_context_token_s = larger(self.per_context_token_s, tile_s)
 
     def base_s(self, num_sequences: float) -> float:
         """The part of the time that does not depend on the context."""
@@ -170,6 +191,9 @@ class PrefillAttention:
             shape.prefill_flops_per_pair / (gpu.peak_flops_per_s["bf16"] * efficiency.compute),
             shape.num_heads / exponentials_per_s,
         )
+        if shape.sinks and gpu.architecture in _FLASH_ATTENTION_2:
+            triton_flops_per_s = _TRITON_FLOPS_PER_SM_AND_CLOCK * gpu.sm_count * gpu.boost_clock_hz
+            self._per_pair_s = larger(self._per_pair_s, shape.prefill_flops_per_pair / triton_flops_per_s)
         bandwidth = gpu.hbm_bandwidth_bytes_per_s
         stored = stored or _PLAIN[dtype]
         self._keys_per_s = bandwidth * decode.memory * stored.memory_share / _token_bytes(shape, stored)

@@ -64,10 +64,14 @@ def is_sound(budget: MemoryBudget, engine: EngineConfig) -> bool:
 def unchecked_budget(
     model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, draft: ModelProfile | None = None
 ) -> MemoryBudget:
-    """The budget whether or not it can serve a request; a shortage shows as fewer than two blocks."""
+    """The budget whether or not it can serve a request; a shortage shows as fewer than two blocks.
+
+    With pipeline stages it is that of a GPU of the fullest one: all stages have as many blocks as it.
+    """
     if engine.max_model_len is None:
         raise ValueError("the engine is not resolved: call config.defaults.resolve_engine first")
-    parts, layout = memory_parts(model, gpu, engine), kv_layout(model, engine)
+    stage = model.pipeline_stage(engine.pipeline_parallel_size)
+    parts, layout = memory_parts(stage, gpu, engine), kv_layout(stage, engine)
     drafter = drafter_memory(model, engine, draft)
     block_bytes = layout.block_bytes + layout.block_size * drafter.token_bytes
     overridden = ""
@@ -100,5 +104,5 @@ def unchecked_budget(
 def fits(
     model: ModelProfile, gpu: GpuProfile, engine: EngineConfig, draft: ModelProfile | None = None
 ) -> bool:
-    """Whether ``engine`` could start, its model being split evenly over its GPUs."""
+    """Whether ``engine`` could start."""
     return is_sound(unchecked_budget(model, gpu, engine, draft), engine)

@@ -71,5 +71,6 @@ def with_bandwidth_factor(gpu: GpuProfile, factor: float) -> GpuProfile:
     decode = {
         kind: law.model_copy(update=scaled(law.memory)) for kind, law in efficiency.decode_attention.items()
     }
-    changed = efficiency.model_copy(update={"gemm": gemm, "decode_attention": decode})
+    experts = {kind: law.model_copy(update=scaled(law.memory)) for kind, law in efficiency.experts.items()}
+    changed = efficiency.model_copy(update={"gemm": gemm, "experts": experts, "decode_attention": decode})
     return gpu.model_copy(update={"efficiency": changed})

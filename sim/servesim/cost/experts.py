@@ -1,18 +1,97 @@
-"""Which experts the tokens of a step reach, and what that means for the busiest GPU."""
+"""Routed experts: which of them the tokens of a step reach, on the busiest GPU, and how long they take."""
 
 from __future__ import annotations
 
 from math import sqrt
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from servesim.cost.ops import ExpertRows
+from servesim.config.profiles import PEAK_OF_EXPERTS, ExpertEfficiency, ExpertFormat, GpuProfile
+from servesim.config.weight_formats import PEAK_OF_PRODUCT, ProductType, Quantization, WeightFormat
+from servesim.cost.ops import gemm_efficiency, joined
 
-__all__ = ["Routing", "popularities"]
+__all__ = ["ROW_TILE", "ExpertRows", "GroupedExperts", "Routing", "popularities"]
 
 Floats = npt.NDArray[np.float64]
+
+ROW_TILE = 16
+"""Rows that an expert computes even when fewer are routed to it; of 16, 32, 64 and 128 the best fit."""
+
+# Whose coefficients stand in for a format that was not measured on the GPU, in this order.
+_STAND_INS: dict[Quantization, tuple[ExpertFormat, ...]] = {
+    "none": ("bf16",),
+    "fp8": ("fp8", "fp8_block"),
+    "fp8_block": ("fp8_block",),
+    "int8": ("fp8_block", "bf16"),
+    "w4a16": ("w4a16", "bf16"),
+    "mxfp4": ("mxfp4", "bf16"),
+    "nvfp4": ("nvfp4", "w4a16", "bf16"),
+}
+
+
+class ExpertRows(NamedTuple):
+    """What one GPU's experts have to do in a step."""
+
+    rows: float
+    """Routed copies of tokens."""
+    tile_rows: float
+    """The same with every expert's share rounded up to the tile."""
+    experts: float
+    """Experts that get at least one row; their weights are read."""
+
+
+class GroupedExperts:
+    """A layer's routed experts: sorting rows by expert, both products, activation and sum, as one operation.
+
+    launch + a share per expert reached + (compute^knee + memory^knee)^(1/knee) + moving the rows.  Grouped
+    products are far from the rate of plain ones: many small matrices, no tile shared between experts.  Where
+    the GPU's file has no experts of any format, its plain products stand in, which is too fast.
+    """
+
+    __slots__ = (
+        "_activation_bytes",
+        "_bytes_per_s",
+        "_flops_per_s",
+        "_knee",
+        "_launch_s",
+        "_per_expert_s",
+        "_row_s",
+        "_weight_bytes",
+    )
+
+    def __init__(self, gpu: GpuProfile, name: Quantization, weights: WeightFormat) -> None:
+        product = weights.product_on({str(kind): peak for kind, peak in gpu.peak_flops_per_s.items()})
+        law = _efficiency(gpu, name, product)
+        self._weight_bytes = weights.bytes_per_weight
+        self._activation_bytes = weights.activation_bytes if product == weights.product else 2.0
+        self._flops_per_s = gpu.peak_flops_per_s[PEAK_OF_PRODUCT[product]] * law.compute
+        self._bytes_per_s = gpu.hbm_bandwidth_bytes_per_s * law.memory
+        self._row_s = law.row_bytes / gpu.hbm_bandwidth_bytes_per_s
+        self._launch_s, self._per_expert_s, self._knee = law.launch_s, law.per_expert_s, law.knee
+
+    def seconds(self, load: ExpertRows, up: float, width: float, hidden: float) -> float:
+        """Time of experts with matrices of hidden x up and width x hidden."""
+        weights = hidden * (up + width)
+        moved_bytes = self._weight_bytes * load.experts * weights
+        moved_bytes += load.rows * (self._activation_bytes * (hidden + width) + 2.0 * (up + hidden))
+        work_s = joined(
+            2.0 * load.tile_rows * weights / self._flops_per_s, moved_bytes / self._bytes_per_s, self._knee
+        )
+        return self._launch_s + self._per_expert_s * load.experts + work_s + self._row_s * load.rows * hidden
+
+
+def _efficiency(gpu: GpuProfile, name: Quantization, product: ProductType) -> ExpertEfficiency:
+    known = gpu.efficiency.experts
+    for stand_in in _STAND_INS[name]:
+        if stand_in in known and (product != "bf16" or PEAK_OF_EXPERTS[stand_in] == "bf16"):
+            return known[stand_in]
+    plain = gemm_efficiency(gpu, product)
+    return ExpertEfficiency(
+        compute=plain.compute, memory=plain.memory, launch_s=plain.launch_s, per_expert_s=0.0, knee=plain.knee
+    )
 
 
 def popularities(num_experts: int, experts_per_token: int, skew: float) -> Floats:
@@ -45,7 +124,6 @@ class Routing:
         "_extra_per_root_token",
         "_most_tokens",
         "_popularity",
-        "_row_tile",
         "_rows_per_token",
     )
 
@@ -55,9 +133,7 @@ class Routing:
         experts_per_token: int,
         num_ranks: int = 1,
         skew: float = 0.0,
-        row_tile: int = 64,
     ) -> None:
-        self._row_tile = row_tile
         own = popularities(num_experts, experts_per_token, skew)[::num_ranks]
         self._popularity, self._counts = np.unique(own, return_counts=True)
         share = float(own.sum())
@@ -78,7 +154,7 @@ class Routing:
         tokens = min(tokens, num_tokens * self._most_tokens)
         reached = 1.0 - (1.0 - self._popularity) ** tokens
         rows_each = tokens * self._popularity / reached
-        tile_rows = reached * np.ceil(rows_each / self._row_tile) * self._row_tile
+        tile_rows = reached * np.ceil(rows_each / ROW_TILE) * ROW_TILE
         return ExpertRows(
             rows=tokens * self._rows_per_token,
             tile_rows=float(self._counts @ tile_rows),

@@ -97,6 +97,7 @@ def shard(model: ModelProfile, degree: int, expert_parallel: bool = False) -> Sh
             decode_flops_per_context_token=decode_flops,
             prefill_flops_per_pair=prefill_flops,
             latent=mla is not None,
+            sinks=model.attention_sinks,
         ),
         linears=(*_attention_linears(model, heads, kv_heads), *_mlp_linears(model, degree)),
         experts=_experts(model, degree, expert_parallel),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig, EngineVersion
+from servesim.config.weight_formats import WEIGHT_FORMATS
 from servesim.cost.cuda_graphs import captured_sizes
 
 __all__ = ["MemoryParts", "memory_parts"]
@@ -22,7 +23,7 @@ _NCCL_BYTES = 367 * _MIB
 """Communication buffers with several GPUs: 342 to 392 MiB in aiconfigurator's system files."""
 _CUDA_GRAPH_BYTES_PER_LAYER = int(0.2 * _MIB)
 """Of one captured graph: vllm-project/vllm PR 23184 logs 6 to 8 MiB each, taken to be of 32 layers."""
-_CUDA_GRAPH_MODES = 2  # FULL_AND_PIECEWISE captures every size twice
+_CUDA_GRAPHS_PER_SIZE = {"full_and_piecewise": 2}  # the other modes capture one
 
 
 class _Profiling(NamedTuple):
@@ -65,7 +66,7 @@ class MemoryParts:
 
 
 def memory_parts(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> MemoryParts:
-    """Everything that is not KV cache.
+    """Everything that is not KV cache, for the layers of ``model``: with pipeline stages those of one stage.
 
     Three numbers are fitted to start-ups that other people recorded: 28 bytes per logit (V1) and 0.285 GiB
     outside PyTorch to the block counts of Llama-2-7B (0.15.1) and Llama-3.1-8B (0.19.0), 38 bytes per logit
@@ -77,15 +78,17 @@ def memory_parts(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> 
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:
         raise ValueError("the engine is not resolved: call config.defaults.resolve_engine first")
     degree = engine.tensor_parallel_size
-    linear_bytes = 1.0 if engine.quantization == "fp8" else 2.0
+    linear_bytes = WEIGHT_FORMATS[engine.quantization].bytes_per_weight
     weights = model.weight_bytes(linear_bytes, 2.0, degree)
-    if model.mla is not None and engine.quantization == "fp8":
+    if model.mla is not None and engine.quantization != "none":
         # Beside the quantised expansion of the latent, vLLM keeps an unquantised copy for decoding.
         expansion = model.mla.qk_nope_head_dim + model.mla.v_head_dim
         copied = model.num_layers * model.mla.kv_lora_rank * model.num_attention_heads * expansion
         weights += 2.0 * copied / degree
     profiling = _PROFILING[engine.version]
-    graphs = len(captured_sizes(gpu, engine)) * _CUDA_GRAPH_MODES if profiling.subtracts_cuda_graphs else 0
+    graphs = 0
+    if profiling.subtracts_cuda_graphs:
+        graphs = len(captured_sizes(gpu, engine)) * _CUDA_GRAPHS_PER_SIZE.get(engine.cudagraph_mode, 1)
     return MemoryParts(
         total_bytes=gpu.cuda_memory_bytes,
         requested_bytes=math.ceil(gpu.cuda_memory_bytes * engine.gpu_memory_utilization),
@@ -97,7 +100,7 @@ def memory_parts(model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> 
             min(engine.max_num_seqs, engine.max_num_batched_tokens),
             profiling.sampler_bytes_per_logit,
         ),
-        non_torch_bytes=_NON_TORCH_BYTES + (_NCCL_BYTES if degree > 1 else 0),
+        non_torch_bytes=_NON_TORCH_BYTES + (_NCCL_BYTES if degree * engine.pipeline_parallel_size > 1 else 0),
         cuda_graphs_bytes=graphs * model.num_layers * _CUDA_GRAPH_BYTES_PER_LAYER,
     )
 

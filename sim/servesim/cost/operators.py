@@ -15,7 +15,7 @@ from servesim.config.weight_formats import WEIGHT_FORMATS
 from servesim.cost.attention import AttentionKernel, DecodeAttention, PrefillAttention
 from servesim.cost.collectives import ALL_REDUCE_BYTES, AllReduce, PipelineSend
 from servesim.cost.cuda_graphs import GraphModes
-from servesim.cost.experts import Routing
+from servesim.cost.experts import GroupedExperts, Routing
 from servesim.cost.host import host_profile
 from servesim.cost.layers import Experts, Linear, shard
 from servesim.cost.ops import Elementwise, Gemm
@@ -52,15 +52,14 @@ class OperatorLaw:
         self._gemm = Gemm(gpu, WEIGHT_FORMATS["none"])
         self._quantised_gemm = Gemm(gpu, weights)
         if part.experts is not None:
-            bits = part.experts.weight_bits  # published ones are expanded in the kernel
-            published = None if bits is None else WEIGHT_FORMATS["none"]._replace(bits=bits)
-            self._expert_gemm = Gemm(gpu, published) if published else self._quantised_gemm
+            bits = part.experts.weight_bits  # as published, whatever the engine's format
+            form = weights if bits is None else WEIGHT_FORMATS["mxfp4"]._replace(bits=bits)
+            self._experts = GroupedExperts(gpu, engine.quantization if bits is None else "mxfp4", form)
             self._routing = Routing(
                 part.experts.num_experts,
                 part.experts.experts_per_token,
                 part.experts.num_ranks,
                 options.expert_popularity_skew,
-                self._expert_gemm.row_tile,
             )
         self._all_reduce = AllReduce(gpu, degree)
         self._send = PipelineSend(gpu, degree * stages)
@@ -74,8 +73,9 @@ class OperatorLaw:
         paging = 1.0
         if engine.allocator == "paged":  # a lookup per block, whatever its size
             paging += options.paging_overhead * _LOOKUP_BLOCK / engine.block_size
-        per_token_s = self._decode.per_context_token_s * paging
-        self._slopes_s = tuple(layers * per_token_s for layers in part.window_layers)
+        alone_s, mixed_s = self._decode.per_context_token_s, self._decode.mixed_per_context_token_s
+        self._slopes_s = tuple(layers * alone_s * paging for layers in part.window_layers)
+        self._mixed_slopes_s = tuple(layers * mixed_s * paging for layers in part.window_layers)
         self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
         self._row_s: dict[int, float] = {}
@@ -91,7 +91,7 @@ class OperatorLaw:
 
     @property
     def context_slopes_s(self) -> tuple[float, ...]:
-        """Seconds that one more KV token of context adds to a decode step, by attention window."""
+        """Seconds that one more KV token of context adds to a step of decodes only, by attention window."""
         return self._slopes_s
 
     def step_s(self, shape: StepShape) -> float:
@@ -104,7 +104,8 @@ class OperatorLaw:
         num_decodes, contexts, chunks, num_sampled, _, _ = shape
         num_tokens = shape.num_tokens
         seconds = self._fixed_s(num_tokens, num_decodes, num_sampled)
-        for context, slope_s in zip(contexts, self._slopes_s):  # noqa: B905
+        slopes_s = self._mixed_slopes_s if chunks else self._slopes_s
+        for context, slope_s in zip(contexts, slopes_s):  # noqa: B905
             seconds += context * slope_s
         if chunks:
             seconds += self._prefill_attention_s(chunks)
@@ -150,7 +151,8 @@ class OperatorLaw:
             ]
         if shape.num_decodes:
             groups.append(self._decode_base_parts(shape.num_decodes))
-            contexts = zip(shape.decode_context_tokens, self._slopes_s, strict=True)
+            slopes_s = self._mixed_slopes_s if shape.chunks else self._slopes_s
+            contexts = zip(shape.decode_context_tokens, slopes_s, strict=True)
             groups.append({"decode_attention": sum(context * slope_s for context, slope_s in contexts)})
         for group in groups:
             for name, seconds in group.items():
@@ -213,27 +215,22 @@ class OperatorLaw:
 
     def _experts_s(self, experts: Experts, num_tokens: int) -> float:
         """Routed experts; the rows that pad a CUDA graph are taken to reach no expert that others do not."""
-        load, hidden = self._routing.load(num_tokens), self._shard.hidden_size
-        up_s = self._expert_gemm.grouped_seconds(load, experts.up, hidden)
-        down_s = self._expert_gemm.grouped_seconds(load, hidden, experts.width)
-        return experts.num_layers * (up_s + down_s)
+        load = self._routing.load(num_tokens)
+        seconds = self._experts.seconds(load, experts.up, experts.width, self._shard.hidden_size)
+        return experts.num_layers * seconds
 
     def _elementwise_s(self, rows: Any) -> Any:
-        """Four kernels per layer (two norms with residual, rotation, activation), two more to route."""
+        """Four kernels per layer: two norms with residual, rotation, activation or the choice of experts."""
         part, scale = self._shard, rows * _ACTIVATION_BYTES
         norm_s = self._elementwise.seconds(4 * part.hidden_size * scale)
         rotate_s = self._elementwise.seconds(2 * part.rotated_elements * scale)
         seconds = part.num_layers * (2 * norm_s + rotate_s)
         for count, width in part.activations:
             seconds += count * self._elementwise.seconds(3 * width * scale)
-        experts = part.experts
-        if experts is not None:
-            routed = experts.experts_per_token
-            local_width = experts.width / experts.num_ranks
-            act_s = self._elementwise.seconds(3 * local_width * routed * scale)
-            combine_s = self._elementwise.seconds((routed + 1) * part.hidden_size * scale)
-            route_s = self._elementwise.seconds(2 * experts.num_experts * scale)
-            seconds += experts.num_layers * (act_s + combine_s + route_s)
+        if part.experts is not None:
+            seconds += part.experts.num_layers * self._elementwise.seconds(
+                2 * part.experts.num_experts * scale
+            )
         return seconds
 
     def _sampling_parts(self, num_sampled: int) -> dict[str, float]:

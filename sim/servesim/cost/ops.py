@@ -8,21 +8,16 @@ equal shape: `servesim fit` asks the very laws that the simulation uses, for a w
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from servesim.config.profiles import GemmEfficiency, GpuProfile
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, ProductType, WeightFormat
 from servesim.errors import ConfigError, Problem
 
-__all__ = ["Elementwise", "ExpertRows", "Gemm", "larger", "smaller"]
+__all__ = ["Elementwise", "Gemm", "gemm_efficiency", "joined", "larger", "smaller"]
 
 _ROW_TILE = 64  # rows a tensor-core tile computes even when fewer are asked for
 _ROW_TILE_EXPANDED = 16  # of kernels that expand the weights first, such as Marlin
 _WAVE_TILE = 128  # rows and columns of the tile that one SM works on
 _MAX_WAVE_LOSS = 4.0
-# Of the bandwidth that plain products reach: 128 experts of 2048 x 768 in bf16 take 420 to 450 us on H100
-# (measured tables of aiconfigurator-core).
-_GROUPED_MEMORY = 0.93
 
 # Whose coefficients stand in for a product that no GPU of the tables was measured with.
 _STAND_INS: dict[ProductType, tuple[ProductType, ...]] = {
@@ -44,49 +39,40 @@ def smaller(a: float, b: float) -> float:
     return 0.5 * (a + b - abs(a - b))
 
 
-class ExpertRows(NamedTuple):
-    """What one GPU's experts have to do in a step."""
-
-    rows: float
-    """Routed copies of tokens."""
-    tile_rows: float
-    """The same with every expert's share rounded up to the tile."""
-    experts: float
-    """Experts that get at least one row; their weights are read."""
-
-
 class Gemm:
     """Matrix product of a step's tokens with one weight matrix.
 
     launch + (compute^knee + memory^knee)^(1/knee): a large knee is the plain roofline, a small one lets
     compute and memory time add up near the ridge.  Compute rounds rows up to the tile and pays for a share of
     the SMs that the last wave of tiles leaves idle; a matrix streams as if it had some columns more, because
-    a narrow one cannot keep all SMs asking for bytes.
+    a narrow one cannot keep all SMs asking for bytes.  A quantised product first converts its input.
     Raises ConfigError when the GPU has no units or no coefficients for the product.
     """
 
     __slots__ = (
         "_activation_bytes",
+        "_convert_s",
         "_flops_per_s",
         "_knee",
         "_memory_bytes_per_s",
         "_narrow_columns",
+        "_row_tile",
         "_sm_count",
         "_wave",
+        "_weight_bytes",
         "launch_s",
-        "row_tile",
-        "weight_bytes",
     )
 
     def __init__(self, gpu: GpuProfile, weights: WeightFormat) -> None:
         product = weights.product_on({str(kind): peak for kind, peak in gpu.peak_flops_per_s.items()})
-        efficiency = _efficiency(gpu, product)
-        self.weight_bytes = weights.bytes_per_weight
-        self.row_tile = _ROW_TILE_EXPANDED if product == "bf16" and weights.bits < 16 else _ROW_TILE
+        efficiency = gemm_efficiency(gpu, product)
+        self._weight_bytes = weights.bytes_per_weight
+        self._row_tile = _ROW_TILE_EXPANDED if product == "bf16" and weights.bits < 16 else _ROW_TILE
         self._activation_bytes = weights.activation_bytes if product == weights.product else 2.0
         self.launch_s = efficiency.launch_s
         self._knee = efficiency.knee
         self._wave = efficiency.wave
+        self._convert_s = efficiency.convert_bytes / gpu.hbm_bandwidth_bytes_per_s
         self._narrow_columns = efficiency.narrow_columns
         self._sm_count = gpu.sm_count
         self._flops_per_s = gpu.peak_flops_per_s[PEAK_OF_PRODUCT[product]] * efficiency.compute
@@ -96,31 +82,26 @@ class Gemm:
         """Time of (num_rows x k) times (k x n)."""
         wave_columns = _WAVE_TILE * self._sm_count
         tiles = -(-num_rows // _WAVE_TILE) * -(-n // _WAVE_TILE)
-        waves = -(-num_rows // self.row_tile) * self.row_tile * n / (_WAVE_TILE * wave_columns)
+        waves = -(-num_rows // self._row_tile) * self._row_tile * n / (_WAVE_TILE * wave_columns)
         idle = smaller(-(-tiles // self._sm_count), _MAX_WAVE_LOSS * waves) - waves
         wave_s = 2.0 * _WAVE_TILE * wave_columns * k / self._flops_per_s
         compute_s = wave_s * (waves + self._wave * idle)
-        moved_bytes = self.weight_bytes * k * (n + self._narrow_columns)
+        moved_bytes = self._weight_bytes * k * (n + self._narrow_columns)
         moved_bytes += self._activation_bytes * num_rows * k + 2.0 * num_rows * n
-        return self.launch_s + self._join(compute_s, moved_bytes / self._memory_bytes_per_s)
-
-    def grouped_seconds(self, load: ExpertRows, n: float, k: float) -> float:
-        """Time of the rows of several experts, each times its own matrix of k x n, in one launch."""
-        moved_bytes = self.weight_bytes * k * (load.experts * n + self._narrow_columns)
-        moved_bytes += self._activation_bytes * load.rows * k + 2.0 * load.rows * n
-        compute_s = 2.0 * load.tile_rows * n * k / self._flops_per_s
-        return self.launch_s + self._join(
-            compute_s, moved_bytes / (self._memory_bytes_per_s * _GROUPED_MEMORY)
-        )
-
-    def _join(self, compute_s: float, memory_s: float) -> float:
-        high = larger(compute_s, memory_s)
-        low = compute_s + memory_s - high
-        joined: float = high * (1.0 + abs(low / high) ** self._knee) ** (1.0 / self._knee)
-        return joined
+        product_s = joined(compute_s, moved_bytes / self._memory_bytes_per_s, self._knee)
+        return self.launch_s + product_s + self._convert_s * num_rows * k
 
 
-def _efficiency(gpu: GpuProfile, product: ProductType) -> GemmEfficiency:
+def joined(compute_s: float, memory_s: float, knee: float) -> float:
+    """Time of work that computes and moves bytes: the longer part when ``knee`` is large, their sum at 1."""
+    high = larger(compute_s, memory_s)
+    low = compute_s + memory_s - high
+    seconds: float = high * (1.0 + abs(low / high) ** knee) ** (1.0 / knee)
+    return seconds
+
+
+def gemm_efficiency(gpu: GpuProfile, product: ProductType) -> GemmEfficiency:
+    """The coefficients of a kind of product, or of the one that stands in; raises ConfigError without any."""
     known = gpu.efficiency.gemm
     if PEAK_OF_PRODUCT[product] in gpu.peak_flops_per_s:
         for stand_in in _STAND_INS[product]:

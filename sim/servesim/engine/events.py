@@ -7,8 +7,9 @@ All times are simulated seconds since the first arrival's clock started.
 from __future__ import annotations
 
 from array import array
+from copy import copy
 from struct import Struct
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,33 @@ class _Rows:
     def __init__(self, floats: tuple[str, ...], integers: tuple[str, ...]) -> None:
         self._row = np.dtype([*((name, "<f8") for name in floats), *((name, "<i8") for name in integers)])
         self._bytes = bytearray()
+        self._ready()
+
+    def _ready(self) -> None:
+        kinds = "".join("d" if self._row[name].kind == "f" else "q" for name in self._row.names or ())
         # What append does, for who has many rows: write(pack(*row)).
-        self.pack, self.write = Struct(f"<{len(floats)}d{len(integers)}q").pack, self._bytes.extend
+        self.pack, self.write = Struct(f"<{kinds}").pack, self._bytes.extend
         self._columns: dict[str, NDArray[Any]] = {}
 
     def append(self, *row: float) -> None:
         """Add one row, in the order of the columns."""
         self.write(self.pack(*row))
+
+    def where(self, kept: NDArray[np.bool_]) -> Self:
+        """A log of those rows alone."""
+        part = copy(self)
+        part._bytes = bytearray(np.frombuffer(bytes(self._bytes), dtype=self._row)[kept].tobytes())
+        part._ready()
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in vars(self).items() if name not in ("pack", "write", "_columns")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._ready()
 
     def __len__(self) -> int:
         return len(self._bytes) // self._row.itemsize

@@ -15,7 +15,7 @@ from servesim.analysis.validate import FITTED_TO, Finding, Validation
 from servesim.report.html import plain_page
 from servesim.report.sections import Table
 
-__all__ = ["accuracy_html", "accuracy_json", "accuracy_markdown", "accuracy_text"]
+__all__ = ["accuracy_html", "accuracy_json", "accuracy_markdown", "accuracy_text", "residuals_csv"]
 
 _EXPLAINED = (
     "Every error is ln(simulated / real): +0.100 reads as ten percent too much, -0.100 as ten percent too "
@@ -52,6 +52,17 @@ def accuracy_markdown(validations: Sequence[Validation]) -> str:
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in section.table.rows]
     return "\n".join(lines) + "\n"
+
+
+def residuals_csv(validations: Sequence[Validation]) -> str:
+    """The errors of every figure of a run, a row each: what `servesim sensitivity` takes for model error."""
+    head = "recording,row,gpu,load,figure,calibrated,error"
+    rows = (
+        f"{one.source},{one.row},{one.gpu},{one.regime},{one.metric},{_yes(one.calibrated)},{one.error:.4f}"
+        for one in _findings(validations)
+        if one.regime != "memory" and one.judged_on != FITTED_TO
+    )
+    return "\n".join([head, *rows]) + "\n"
 
 
 def accuracy_html(validations: Sequence[Validation]) -> str:

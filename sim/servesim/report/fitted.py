@@ -15,7 +15,19 @@ from servesim.errors import ConfigError, OutputError, Problem
 
 __all__ = ["block_text", "fit_json", "fit_text", "write_block"]
 
-_SHAPE = ("num_gpus", "m", "n", "k", "batch", "seq", "heads", "kv_heads", "elements")
+_SHAPE = (
+    "num_gpus",
+    "m",
+    "n",
+    "k",
+    "num_experts",
+    "experts_per_token",
+    "batch",
+    "seq",
+    "heads",
+    "kv_heads",
+    "elements",
+)
 _LONGEST_LIST = 12  # rows of one rule that are listed; --json lists all
 
 
@@ -51,8 +63,13 @@ def block_text(fit: KernelFit) -> str:
     lines = ["efficiency:", "  measured:", "    provenance: >-"]
     wrapped = textwrap.wrap(block["provenance"], 110, break_long_words=False, break_on_hyphens=False)
     lines += [f"      {line}" for line in wrapped]
-    comments = {"decode_attention": " # head_dim 128; the key is the type of the KV cache"}
-    for name in ("gemm", "decode_attention", "prefill_attention", "all_reduce"):
+    comments = {
+        "experts": " # a layer's routed experts; the key is the format of their weights",
+        "decode_attention": " # head_dim 128; the key is the type of the KV cache",
+    }
+    for name in ("gemm", "experts", "decode_attention", "prefill_attention", "all_reduce"):
+        if not block[name]:
+            continue
         lines.append(f"    {name}:{comments.get(name, '')}")
         lines += [f"      {key}: {_flow(values)}" for key, values in block[name].items()]
     lines.append(f"    elementwise_launch_us: {block['elementwise_launch_us']:g} # estimate")

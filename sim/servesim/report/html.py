@@ -16,7 +16,7 @@ from servesim.config.files import shipped
 from servesim.report import charts, sections
 from servesim.report.words import LATENCY_TITLES, memory_parts
 
-__all__ = ["comparison_html", "plain_page", "report_html"]
+__all__ = ["comparison_html", "figures_page", "plain_page", "report_html", "study_page"]
 
 
 def report_html(run: Run, summary: Summary) -> str:
@@ -91,25 +91,38 @@ def _changes(a: Run, b: Run) -> sections.Table:
     return sections.Table("Settings that differ", ("Setting", "A", "B"), rows, "paths")
 
 
+def study_page(template: str, data: Mapping[str, Any], **values: Any) -> str:
+    """A page whose script draws ``data`` itself, as the reader asks for it."""
+    return _page(template, {}, data=_embedded(data), **values)
+
+
+def figures_page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
+    """A page with charts that are drawn as it opens."""
+    return _page(template, figures, **values)
+
+
 def plain_page(template: str, **values: Any) -> str:
     """A page of tables only, without scripts."""
     return _environment().get_template(template).render(**values)
 
 
 def _page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
-    # "<" never appears in the data, so no text in it can end its script element.
-    data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
         _environment()
         .get_template(template)
         .render(
-            figures=data,
+            figures=_embedded(figures),
             drawn=frozenset(figures),
             colours=charts.KV_COLOURS,
             plotly_js=get_plotlyjs(),
             **values,
         )
     )
+
+
+def _embedded(data: Any) -> str:
+    # "<" never appears in the data, so no text in it can end its script element.
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _environment() -> jinja2.Environment:

@@ -1,4 +1,4 @@
-"""Progress of a simulation on stderr, once it has taken two seconds."""
+"""Progress of a simulation, or of many, on stderr, once it has taken two seconds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rich.progress import Progress as Bar
 __all__ = ["Progress"]
 
 _PATIENCE_S = 2.0
-_EVERY = 64  # requests between two looks at the clock
 
 
 class Progress:
     """A bar with the time left; silent where stderr is not a terminal, but for a line every ten seconds."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, what: str = "requests", every: int = 64) -> None:
+        """``what`` is counted; ``every``: how many of them between two looks at the clock."""
+        self._name, self._what, self._every = name, what, every
         self._console = Console(stderr=True)
         self._begin = self._said = time.monotonic()
         self._bar: Bar | None = None
 
-    def update(self, ended: int, total: int, now_s: float) -> None:
-        """Requests ended out of all; ``now_s`` is simulated time."""
-        if ended % _EVERY:
+    def update(self, ended: int, total: int, now_s: float = 0.0) -> None:
+        """How many have ended out of all; ``now_s`` is simulated time."""
+        if ended % self._every:
             return
         now = time.monotonic()
         if now - self._begin < _PATIENCE_S:
@@ -34,13 +34,13 @@ class Progress:
             if now - self._said >= 10 * _PATIENCE_S / 2:
                 self._said = now
                 left_s = (now - self._begin) / ended * (total - ended)
-                self._console.print(f"{self._name}: {ended:,} of {total:,} requests, {left_s:.0f} s left")
+                self._console.print(f"{self._name}: {ended:,} of {total:,} {self._what}, {left_s:.0f} s left")
             return
         if self._bar is None:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed:,.0f} of {task.total:,.0f} requests"),
+                TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {self._what}"),
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,

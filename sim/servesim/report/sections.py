@@ -11,7 +11,15 @@ from servesim.analysis.comparison import compare_summaries
 from servesim.analysis.run import Run
 from servesim.analysis.summary import Summary
 from servesim.analysis.timeline import KV_CLASSES
-from servesim.report.words import KV_LABELS, KV_MEANINGS, LATENCY_NAMES, change, memory_parts, verdict
+from servesim.report.words import (
+    KV_LABELS,
+    KV_MEANINGS,
+    LATENCY_NAMES,
+    change,
+    figure_text,
+    memory_parts,
+    verdict,
+)
 from servesim.units import GIB, format_count, format_seconds, format_share
 
 __all__ = [
@@ -210,4 +218,6 @@ def _ms(value_s: float) -> str:
 
 
 def _figure(value: float) -> str:
+    if 0 < abs(value) < 0.1:
+        return figure_text(value)
     return "n/a" if value != value else f"{value:,.0f}" if float(value).is_integer() else f"{value:,.2f}"

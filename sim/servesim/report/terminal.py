@@ -12,7 +12,15 @@ from servesim.analysis.comparison import Difference, compare_summaries
 from servesim.analysis.distribution import Distribution
 from servesim.analysis.summary import Speculation, Summary
 from servesim.analysis.timeline import KV_CLASSES
-from servesim.report.words import KV_LABELS, LATENCY_TITLES, MOVES, change, memory_parts, verdict
+from servesim.report.words import (
+    KV_LABELS,
+    LATENCY_TITLES,
+    MOVES,
+    change,
+    figure_text,
+    memory_parts,
+    verdict,
+)
 from servesim.units import GIB, format_share
 
 __all__ = ["comparison_text", "result_text", "warnings_text"]
@@ -157,7 +165,8 @@ def _number(value: float, decimals: int = 2) -> str:
 
 def _difference(row: Difference) -> str:
     whole = float(row.a).is_integer() and float(row.b).is_integer()
-    a, b = (_number(value, 0 if whole else 2) for value in (row.a, row.b))
+    small = not whole and max(abs(row.a), abs(row.b)) < 0.1
+    a, b = (figure_text(value) if small else _number(value, 0 if whole else 2) for value in (row.a, row.b))
     return f"{row.label:<34}{a:>14}{b:>14}{change(row):>10}"
 
 

@@ -20,7 +20,9 @@ __all__ = [
     "MOVES",
     "MemoryPart",
     "change",
+    "figure_text",
     "memory_parts",
+    "percent",
     "verdict",
 ]
 
@@ -83,6 +85,22 @@ def change(row: Difference) -> str:
     if math.isnan(row.ratio):
         return "n/a"
     return f"{row.ratio:.3f}x" if row.ratio < 1000 else f"{row.ratio:,.0f}x"
+
+
+def figure_text(value: float) -> str:
+    """A figure of any size in a column: four digits or more of it, and no more than it needs."""
+    if not math.isfinite(value):
+        return "n/a" if math.isnan(value) else "inf"
+    size = abs(value)
+    if float(value).is_integer():
+        return f"{value:.0f}"
+    decimals = 1 if size >= 1000 else 2 if size >= 1 else 4
+    return f"{value:.3g}" if size < 0.01 else f"{value:.{decimals}f}"
+
+
+def percent(share: float, decimals: int = 0, sign: str = "") -> str:
+    """``95 %``; with ``sign`` "+" always with its sign, and no negative zero."""
+    return f"{round(100 * share, decimals) + 0.0:{sign}.{decimals}f} %"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,40 +1,31 @@
-"""The commands. Results go to stdout, the same bytes for the same seed; everything else goes to stderr."""
+"""The commands that simulate, compare, check and look up."""
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from servesim.errors import ServesimError
-
-if TYPE_CHECKING:
-    from servesim.api import Accuracy, Calibrations, Comparison, Result
-
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="servesim",
-    help="Simulate LLM inference serving: how many GPUs, where the KV-cache memory goes, what breaks first.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+from servesim.cli.shared import (
+    AsJson,
+    Jobs,
+    Out,
+    Overrides,
+    Replications,
+    Scenario,
+    Seed,
+    app,
+    output,
+    overrides,
+    progress_of,
+    show_result,
+    step_trace_file,
+    stoppable,
 )
+from servesim.cli.studies import compare_replicated, run_replicated
 
-Scenario = Annotated[str, typer.Argument(help="A scenario file, or the name of a shipped one.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value; may be repeated.")
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers, instead of the scenario's.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder for the report and the tables; out/NAME when not given.")
-]
+__all__: list[str] = []
 
 
 @app.command()
@@ -44,6 +35,8 @@ def run(
     seed: Seed = None,
     json: AsJson = False,
     out: Out = None,
+    replications: Replications = None,
+    jobs: Jobs = None,
     step_trace: Annotated[
         Path | None, typer.Option(help="Also write what was scheduled in every step to this file.")
     ] = None,
@@ -54,20 +47,26 @@ def run(
 ) -> None:
     """Simulate a scenario; print the result and write a report. With --json only --out writes files."""
     from servesim import api
+
+    if replications is not None:
+        if step_trace is not None or expect:
+            raise typer.BadParameter("--step-trace and --expect are of one run: leave --replications out")
+        run_replicated(scenario, overrides(set_, seed), json, out, replications, jobs)
+        return
     from servesim.report.expectations import expectations_text
     from servesim.report.terminal import warnings_text
 
-    loaded = api.load(scenario, _overrides(set_, seed))
+    loaded = api.load(scenario, overrides(set_, seed))
     if expect:
         api.check_expect(loaded)
     name = loaded.scenario.name
-    with _output(out, name, wanted=out is not None or not json) as write:
-        with _stoppable() as stop, _progress(name) as progress, _step_trace(step_trace) as trace:
+    with output(out, name, wanted=out is not None or not json) as write:
+        with stoppable() as stop, progress_of(name) as progress, step_trace_file(step_trace) as trace:
             result = api.simulate(loaded, progress=progress, stop=stop, step_trace=trace)
         if json:
             typer.echo(result.to_json(expect=expect), nl=False)
         else:
-            _print(result, json)
+            show_result(result, json)
             typer.echo(warnings_text(result.summary), nl=False)
             if expect:
                 typer.echo(expectations_text(result.expectations), nl=False)
@@ -86,21 +85,27 @@ def compare(
     seed: Seed = None,
     json: AsJson = False,
     out: Out = None,
+    replications: Replications = None,
+    jobs: Jobs = None,
 ) -> None:
     """Simulate two scenarios on the same random numbers and show where they differ."""
     from servesim import api
+
+    if replications is not None:
+        compare_replicated(a, b, overrides(set_, seed), json, out, replications, jobs)
+        return
     from servesim.report.terminal import warnings_text
 
-    loaded = [api.load(each, _overrides(set_, seed)) for each in (a, b)]
+    loaded = [api.load(each, overrides(set_, seed)) for each in (a, b)]
     names = [each.scenario.name for each in loaded]
-    with _output(out, "-against-".join(names), wanted=out is not None or not json) as write:
+    with output(out, "-against-".join(names), wanted=out is not None or not json) as write:
         results = []
-        with _stoppable() as stop:
+        with stoppable() as stop:
             for each, name in zip(loaded, names, strict=True):
-                with _progress(name) as progress:
+                with progress_of(name) as progress:
                     results.append(api.simulate(each, progress=progress, stop=stop))
         comparison = api.Comparison(*results)
-        _print(comparison, json)
+        show_result(comparison, json)
         if not json:
             for name, result in zip(names, results, strict=True):
                 typer.echo(warnings_text(result.summary, name), nl=False)
@@ -115,7 +120,7 @@ def check(scenario: Scenario, set_: Overrides = None, seed: Seed = None) -> None
     from servesim import api
     from servesim.report.startup import startup_lines
 
-    loaded, memory, requests = api.check(scenario, overrides=_overrides(set_, seed))
+    loaded, memory, requests = api.check(scenario, overrides=overrides(set_, seed))
     typer.echo(
         f"{loaded.scenario.name}: ok; {requests:,} requests, {memory.num_gpu_blocks:,} KV blocks, "
         f"{memory.kv_cache_tokens:,} KV tokens"
@@ -141,7 +146,7 @@ def trace(
         for record in lines:
             typer.echo(line(record), nl=False)
         return
-    with _step_trace(out) as write:
+    with step_trace_file(out) as write:
         for record in lines:
             assert write is not None
             write(record)
@@ -200,12 +205,12 @@ def validate(
     """Replay recorded runs of real servers and show how wrong the simulation is, the worst first."""
     from servesim import api
 
-    with _output(out, "validation", wanted=out is not None or not json) as write:
-        with _progress("validate") as progress:
+    with output(out, "validation", wanted=out is not None or not json) as write:
+        with progress_of("validate") as progress:
             accuracy = api.validate(
                 folders or (), on_run=lambda name, done, total: progress(done, total, 0.0)
             )
-        _print(accuracy, json)
+        show_result(accuracy, json)
         write(accuracy)
 
 
@@ -225,9 +230,9 @@ def calibrate(
     """Fit a server's few physical scalars to one measurement and write an engine profile for scenarios."""
     from servesim import api
 
-    with _output(out, "calibration", wanted=out is not None or not json) as write:
-        calibrations = api.calibrate(source, scenario, overrides=_overrides(set_, None))
-        _print(calibrations, json)
+    with output(out, "calibration", wanted=out is not None or not json) as write:
+        calibrations = api.calibrate(source, scenario, overrides=overrides(set_, None))
+        show_result(calibrations, json)
         write(calibrations)
 
 
@@ -237,81 +242,3 @@ def schema() -> None:
     from servesim.config.schema import schema_text
 
     typer.echo(schema_text(), nl=False)
-
-
-def main() -> None:
-    """Entry point: a user's mistake ends with its message and status 2."""
-    try:
-        app()
-    except ServesimError as error:
-        typer.echo(f"servesim: {error}", err=True)
-        sys.exit(2)
-
-
-def _overrides(set_: list[str] | None, seed: int | None) -> list[str]:
-    return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
-
-
-def _print(result: Result | Comparison | Accuracy | Calibrations, json: bool) -> None:
-    typer.echo(result.to_json() if json else str(result), nl=False)
-
-
-@contextmanager
-def _output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[Any], None]]:
-    """A writer into a folder that is known to be writable before anything is simulated."""
-    if not wanted:
-        yield lambda result: None
-        return
-    from servesim.report.folder import prepare_folder, write_files
-
-    folder = prepare_folder(out or Path("out") / name)
-
-    def write(result: Result | Comparison | Accuracy | Calibrations) -> None:
-        files = result.files()
-        write_files(folder, files)
-        typer.echo(f"Wrote {folder}{'/'}{{{','.join(files)}}}", err=True)
-
-    yield write
-
-
-@contextmanager
-def _step_trace(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    """A writer of step-trace lines, if they are wanted."""
-    if path is None:
-        yield None
-        return
-    from servesim.report.step_trace import trace_file
-
-    with trace_file(path) as write:
-        yield write
-    typer.echo(f"Wrote {path}", err=True)
-
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Turn a first Ctrl-C into an orderly stop; a second one ends the program at once."""
-    stopped = False
-
-    def on_interrupt(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
-        signal.signal(signal.SIGINT, before)
-        typer.echo("Stopping: the results below are partial.", err=True)
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield lambda: stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int, float], None]]:
-    """Progress with the time left on stderr, for simulations of more than two seconds."""
-    from servesim.report.progress import Progress
-
-    progress = Progress(name)
-    try:
-        yield progress.update
-    finally:
-        progress.close()
