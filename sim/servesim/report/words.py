@@ -17,6 +17,7 @@ __all__ = [
     "KV_MEANINGS",
     "LATENCY_NAMES",
     "LATENCY_TITLES",
+    "MOVES",
     "MemoryPart",
     "change",
     "figure_text",
@@ -24,6 +25,14 @@ __all__ = [
     "percent",
     "verdict",
 ]
+
+MOVES = {
+    "swapped_out_blocks": "Blocks swapped out:",
+    "swapped_in_blocks": "Blocks swapped in:",
+    "preemptions_recomputed": "Preemptions that recomputed:",
+    "copied_blocks": "Blocks copied on write:",
+}
+"""Labels of Load.blocks_moved."""
 
 KV_LABELS = {
     "tokens": "Token states",
