@@ -24,10 +24,12 @@ def build_scheduler(
     windows: tuple[int | None, ...],
     *,
     one_by_one: bool = False,
+    track_ids: bool = False,
     accept: Accept | None = None,
 ) -> Scheduler:
     """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine).
 
+    ``track_ids`` lets a paged cache know which block is which, and not only how many there are.
     ``accept`` says which drafts are accepted; an engine that speculates needs it.
     """
     assert engine.max_num_seqs is not None
@@ -72,6 +74,7 @@ def build_scheduler(
             max_model_len=engine.max_model_len,
             enable_prefix_caching=engine.enable_prefix_caching,
             blank_blocks_first=rules.blank_blocks_first,
+            track_ids=track_ids,
             hash_lookahead_tokens=hash_lookahead_tokens,
             drop_last_hit=drop_last_hit,
         )
@@ -81,6 +84,7 @@ def build_scheduler(
             engine.block_size,
             enable_prefix_caching=engine.enable_prefix_caching,
             blank_blocks_first=rules.blank_blocks_first,
+            track_ids=track_ids,
             hash_lookahead_tokens=hash_lookahead_tokens,
             drop_last_hit=drop_last_hit,
         )

@@ -111,6 +111,14 @@ class KVCacheManager(Protocol[SequenceT]):
         """Give back all memory of the sequence, its last blocks first."""
         ...
 
+    def spans(self, sequence: SequenceT) -> list[tuple[int, int]]:
+        """(first slot, slots) of the runs of consecutive slots of a sequence, in the order of its tokens.
+
+        A first slot of -1 stands for slots that were given back. A paged manager knows them only when it
+        tracks block ids.
+        """
+        ...
+
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class.
 

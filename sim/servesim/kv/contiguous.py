@@ -108,6 +108,10 @@ class ContiguousKVCache:
         sequence.address, sequence.num_slots = -1, 0
         self._num_live -= 1
 
+    def spans(self, sequence: ContiguousSequence) -> list[tuple[int, int]]:
+        """The one run of slots, when there is one."""
+        return [(sequence.address, sequence.num_slots)] if sequence.num_slots else []
+
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class; a hole too small for a reservation is external fragmentation."""
         allocated = self._num_live * self.max_model_len

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from servesim.kv.base import PrefixHit, Usage
 from servesim.kv.paged import BlockPool, PagedKVCache, PagedSequence
@@ -180,6 +180,17 @@ class GroupedKVCache:
     def block_ids(self, sequence: GroupedSequence) -> list[list[int]]:
         """The sequence's block tables by group; needs track_ids."""
         return [group.block_ids(part) for group, part in zip(self._groups, sequence, strict=True)]
+
+    def spans(self, sequence: GroupedSequence) -> list[tuple[int, int]]:
+        """The blocks of the sequence as runs of slots, group after group; needs track_ids."""
+        return [span for group, part in self._parts(sequence) for span in group.spans(part)]
+
+    def cached_spans(self, sequence: GroupedSequence) -> list[tuple[int, int]]:
+        """Those that stay hit-able once the sequence has given them back; needs track_ids."""
+        return [span for group, part in self._parts(sequence) for span in group.cached_spans(part)]
+
+    def _parts(self, sequence: GroupedSequence) -> Iterator[tuple[PagedKVCache, PagedSequence]]:
+        return zip(self._groups, sequence, strict=True)
 
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class, in slots of one group's tokens."""

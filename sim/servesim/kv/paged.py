@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 
 from servesim.kv.base import PrefixHit, Usage
 from servesim.kv.content import ContentTree, Node
+from servesim.kv.spans import spans_of
 
 __all__ = ["BlockPool", "Extent", "PagedKVCache", "PagedSequence", "first_copy", "parts_of"]
 
@@ -343,6 +344,14 @@ class PagedKVCache:
             for part in parts_of(extent, taken):
                 ids += part.ids or []
         return ids + (sequence.blank_ids or [])
+
+    def spans(self, sequence: PagedSequence) -> list[tuple[int, int]]:
+        """The blocks of the sequence as runs of slots; needs track_ids."""
+        return spans_of(self.block_ids(sequence), self.block_size)
+
+    def cached_spans(self, sequence: PagedSequence) -> list[tuple[int, int]]:
+        """Those that stay hit-able once the sequence has given them back; needs track_ids."""
+        return spans_of(self.block_ids(sequence)[: sequence.num_cached], self.block_size)
 
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class; only the last blocks of a sequence have empty slots."""

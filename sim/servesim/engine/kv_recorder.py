@@ -1,0 +1,242 @@
+"""Who holds which slots of the KV pool, from when to when: what the memory map is drawn from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any, NamedTuple
+
+from servesim.engine.scheduler import Scheduler
+from servesim.engine.state import Plan, RequestState
+from servesim.kv.base import PrefixHit
+
+__all__ = ["Holding", "KvRecorder", "Moment", "Stay"]
+
+
+class Moment(NamedTuple):
+    """A time in simulated seconds, or, until the log tells when that was, a place in the order of steps.
+
+    Step 7 begins at 7.0 and ends at 7.5.
+    """
+
+    step: float
+    time_s: float = nan
+
+
+@dataclass(slots=True)
+class Holding:
+    """A run of slots that one request holds; ``offset`` is the place of its first token in the request.
+
+    ``end`` None: held to the end of the recording. ``cached``: it stayed in the prefix cache when given back.
+    """
+
+    request: int
+    address: int
+    slots: int
+    offset: int
+    begin: Moment
+    end: Moment | None = None
+    cached: bool = False
+
+
+@dataclass(slots=True)
+class Stay:
+    """A request's lengths and how its written tokens grew: (moment, tokens) where the pace changes."""
+
+    request: int
+    prompt_tokens: int
+    final_slots: int
+    written: list[tuple[Moment, int]] = field(default_factory=list)
+    preemptions: list[Moment] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Live:
+    """What the recorder keeps about a sequence that holds memory."""
+
+    stay: Stay
+    held: dict[int, Holding] = field(default_factory=dict)  # by offset, group after group
+    pace: tuple[int, int] = (-2, 0)  # last step and tokens of the run of equal steps that is being extended
+
+
+class KvRecorder:
+    """Stands between a scheduler and its KV manager and notes every change of hands.
+
+    The scheduler must plan one by one, over a manager that knows where its blocks lie. What the manager can
+    do beyond the protocol passes through.
+    """
+
+    BLOCKED = {  # noqa: RUF012
+        "full": "fewer free slots than it asks for",
+        "no_fit": "enough free slots, in pieces that are too small",
+        "watermark": "the watermark keeps the slots back",
+        "seats": "max_num_seqs requests run",
+        "tokens": "the step's token budget is used up",
+        "preempting": "a request was preempted in this step",
+    }
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._kv = scheduler.kv
+        self._scheduler = scheduler
+        self._unit = self._kv.growth_block_size
+        self._pool = sum(self._kv.usage(0, 0)[:-1])
+        self._users: Counter[int] = Counter()  # by first slot of a holding
+        self._free_slots = self._pool
+        self._live: dict[int, _Live] = {}  # by id of the sequence
+        self._now = Moment(0)
+        self._ended_s = 0.0
+        self._asked: tuple[int, int] = (0, 0)  # sequence and blocks of the last question about admission
+        self.holdings: list[Holding] = []
+        self.stays: list[Stay] = []
+        self.blocked: Counter[str] = Counter()
+        """Steps in which the first of the queue had to wait, by cause: the keys of ``BLOCKED``."""
+        self._hook(scheduler)
+
+    @property
+    def pool_slots(self) -> int:
+        """Slots of the pool; addresses count from 0."""
+        return self._pool
+
+    @property
+    def now_s(self) -> float:
+        """When the last step ended."""
+        return self._ended_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kv, name)
+
+    # ---- the KV manager's calls that change hands ------------------------------------------------
+
+    def num_blocks_to_admit(self, sequence: Any, num_tokens: int, hit: PrefixHit | None) -> int:
+        """As the manager says; remembered, to tell why a request waits."""
+        needed = self._kv.num_blocks_to_admit(sequence, num_tokens, hit)
+        self._asked = (id(sequence), needed)
+        return needed
+
+    def num_blocks_needed(self, sequence: Any, num_slots: int, hit: PrefixHit | None) -> int:
+        """As the manager says; remembered, too."""
+        needed = self._kv.num_blocks_needed(sequence, num_slots, hit)
+        self._asked = (id(sequence), needed)
+        return needed
+
+    def allocate(self, sequence: Any, num_slots: int, hit: PrefixHit | None) -> None:
+        """Allocate, and see what is new."""
+        before = self._kv.num_free_blocks
+        self._kv.allocate(sequence, num_slots, hit)
+        if hit is not None or self._kv.num_free_blocks != before:
+            self._look(sequence)
+
+    def release(self, sequence: Any, num_processed_tokens: int) -> None:
+        """Release, and see what was given back."""
+        before = self._kv.num_free_blocks
+        self._kv.release(sequence, num_processed_tokens)
+        if self._kv.num_free_blocks != before:
+            self._look(sequence)
+
+    def free(self, sequence: Any) -> None:
+        """Free; what is cached stays hit-able."""
+        cached_spans = getattr(self._kv, "cached_spans", None)
+        kept = {address for address, _, _ in self._units(cached_spans(sequence))} if cached_spans else set()
+        self._kv.free(sequence)
+        live = self._live[id(sequence)]
+        for holding in live.held.values():
+            self._close(holding, holding.address in kept)
+        live.held = {}
+
+    # ---- the scheduler's calls that tell the time ------------------------------------------------
+
+    def _hook(self, scheduler: Scheduler) -> None:
+        add, make_plan, process = scheduler.add, scheduler.plan, scheduler.commit
+
+        def noted_add(request: Any) -> RequestState:
+            state = add(request)
+            stay = Stay(request.index, request.prompt_tokens, state.final_slots)
+            self.stays.append(stay)
+            self._live[id(state.sequence)] = _Live(stay)
+            return state
+
+        def noted_plan() -> Plan | None:
+            self._now, self._asked = Moment(scheduler.step), (0, 0)
+            plan = make_plan()
+            if plan is not None:
+                self._note_progress(plan)
+            if scheduler.waiting:
+                self.blocked[self._cause(plan)] += 1
+            return plan
+
+        def noted_commit(plan: Plan, end_s: float, num_steps: int = 1) -> tuple[int, list[float]]:
+            self._now, self._ended_s = Moment(-1, end_s), end_s
+            result = process(plan, end_s, num_steps)
+            for request in plan.finishing:
+                self._live.pop(id(request.sequence), None)
+            return result
+
+        hooks = {"kv": self, "add": noted_add, "plan": noted_plan, "commit": noted_commit}
+        for name, hook in hooks.items():
+            setattr(scheduler, name, hook)
+
+    def _note_progress(self, plan: Plan) -> None:
+        step = plan.step
+        for request in plan.preempted:
+            self._live[id(request.sequence)].stay.preemptions.append(self._now)
+        for request, tokens, before in plan.scheduled:
+            live = self._live[id(request.sequence)]
+            written, computed = live.stay.written, before + tokens
+            goes_on = live.pace == (step - 1, before) and tokens == 1 and len(written) > 1
+            if goes_on and written[-1][1] - written[-2][1] == written[-1][0].step - written[-2][0].step:
+                written.pop()
+            elif live.pace != (step - 1, before):
+                written.append((self._now, before))
+            written.append((Moment(step + 0.5), computed))
+            live.pace = (step, computed)
+
+    def _cause(self, plan: Plan | None) -> str:
+        scheduler, limits = self._scheduler, self._scheduler.limits
+        head = scheduler.waiting.head
+        sequence, needed = self._asked
+        if sequence == id(head.sequence):
+            if needed <= self._kv.num_free_blocks:
+                return "watermark" if limits.watermark_blocks else "tokens"
+            asked_slots = needed * (self._unit or 1)
+            return "no_fit" if asked_slots <= self._free_slots else "full"
+        if plan is not None and plan.preempted:
+            return "preempting"
+        return "seats" if len(scheduler.running) >= limits.max_num_seqs else "tokens"
+
+    # ---- holdings --------------------------------------------------------------------------------
+
+    def _units(self, spans: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+        """(address, slots, offset) of every block of the spans, or of every span when there are no blocks."""
+        found, offset = [], 0
+        for address, slots in spans:
+            unit = self._unit or slots
+            if address >= 0:
+                found += [(address + at, unit, offset + at) for at in range(0, slots, unit)]
+            offset += slots
+        return found
+
+    def _look(self, sequence: Any) -> None:
+        live = self._live[id(sequence)]
+        seen = self._units(self._kv.spans(sequence))
+        kept = {
+            offset
+            for address, _, offset in seen
+            if offset in live.held and live.held[offset].address == address
+        }
+        for offset in [offset for offset in live.held if offset not in kept]:
+            self._close(live.held.pop(offset), False)
+        for address, slots, offset in seen:
+            if offset not in kept:
+                holding = Holding(live.stay.request, address, slots, offset, self._now)
+                live.held[offset] = holding
+                self.holdings.append(holding)
+                self._users[address] += 1
+                self._free_slots -= slots if self._users[address] == 1 else 0
+
+    def _close(self, holding: Holding, cached: bool) -> None:
+        holding.end, holding.cached = self._now, cached
+        self._users[holding.address] -= 1
+        if not self._users[holding.address]:
+            del self._users[holding.address]
+            self._free_slots += holding.slots
