@@ -26,17 +26,20 @@ if TYPE_CHECKING:
 
     from servesim.analysis.calibrate import Calibration
     from servesim.analysis.kernel_fit import KernelFit
+    from servesim.analysis.lab import Lab
     from servesim.analysis.validate import Validation
 
 __all__ = [
     "Accuracy",
     "Calibrations",
     "Comparison",
+    "FragmentationReport",
     "Result",
     "calibrate",
     "check",
     "compare",
     "fit",
+    "fragmentation",
     "load",
     "simulate",
     "trace",
@@ -141,6 +144,34 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class FragmentationReport:
+    """Several allocators on the same requests."""
+
+    lab: Lab
+
+    def __str__(self) -> str:
+        from servesim.report.fragmentation import lab_text
+
+        return lab_text(self.lab)
+
+    def to_json(self) -> str:
+        """Every figure, without the memory maps."""
+        from servesim.report.fragmentation import lab_json
+
+        return lab_json(self.lab)
+
+    def to_html(self) -> str:
+        """The report with its memory maps as one offline page."""
+        from servesim.report.fragmentation_page import lab_html
+
+        return lab_html(self.lab)
+
+    def files(self) -> dict[str, str]:
+        """Everything that ``servesim fragmentation --out`` writes, by file name."""
+        return {"fragmentation.html": self.to_html(), "fragmentation.json": self.to_json()}
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Simulations of recorded runs beside what was recorded."""
 
@@ -220,6 +251,18 @@ def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: A
     return Comparison(
         simulate(a, overrides=overrides, **options), simulate(b, overrides=overrides, **options)
     )
+
+
+def fragmentation(
+    scenario: str | Path, *, overrides: Sequence[str] = (), **options: Any
+) -> FragmentationReport:
+    """Where the KV memory goes with each allocator, on the same requests.
+
+    ``options`` are those of analysis.lab.run_lab: allocators, replications, block_sizes, capacity, maps.
+    """
+    from servesim.analysis.lab import run_lab
+
+    return FragmentationReport(run_lab(str(scenario), overrides, **options))
 
 
 def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedScenario, MemoryBudget, int]:

@@ -14,7 +14,7 @@ import typer
 from servesim.errors import ServesimError
 
 if TYPE_CHECKING:
-    from servesim.api import Accuracy, Calibrations, Comparison, Result
+    from servesim.api import Accuracy, Calibrations, Comparison, FragmentationReport, Result
 
 __all__ = ["app", "main"]
 
@@ -94,6 +94,51 @@ def compare(
         write(comparison)
     if any(result.run.log.interrupted for result in results):
         raise typer.Exit(130)
+
+
+@app.command()
+def fragmentation(
+    scenario: Scenario,
+    allocators: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between; NAME+KEY=VALUE also sets the engine, as in paged+block_size=32. "
+            "All allocators when not given."
+        ),
+    ] = "",
+    replications: Annotated[
+        int, typer.Option(min=1, help="Seeds; intervals come from them instead of batches over time.")
+    ] = 1,
+    block_sizes: Annotated[
+        str, typer.Option(help="Block sizes to try, with commas between; none skips them.")
+    ] = "1,8,16,32,64,128,256",
+    capacity: Annotated[
+        bool, typer.Option("--capacity", help="Find the rate at which each breaks the SLO.")
+    ] = False,
+    set_: Overrides = None,
+    seed: Seed = None,
+    json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Show where the KV-cache memory goes with each allocator, what is lost, and a map of the memory."""
+    from servesim import api
+
+    overrides = _overrides(set_, seed)
+    name = f"{api.load(scenario, overrides).scenario.name}-fragmentation"
+    wanted = out is not None or not json
+    with _output(out, name, wanted=wanted) as write:
+        report = api.fragmentation(
+            scenario,
+            overrides=overrides,
+            allocators=[part for part in allocators.split(",") if part],
+            replications=replications,
+            block_sizes=_block_sizes(block_sizes),
+            capacity=capacity,
+            maps=wanted,
+            on_run=lambda what: typer.echo(f"Simulating: {what}", err=True),
+        )
+        _print(report, json)
+        write(report)
 
 
 @app.command()
@@ -239,7 +284,14 @@ def _overrides(set_: list[str] | None, seed: int | None) -> list[str]:
     return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
 
 
-def _print(result: Result | Comparison | Accuracy | Calibrations, json: bool) -> None:
+def _block_sizes(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip() and text != "none"]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of block sizes", param_hint="--block-sizes")
+    return [int(part) for part in parts]
+
+
+def _print(result: FragmentationReport | Result | Comparison | Accuracy | Calibrations, json: bool) -> None:
     typer.echo(result.to_json() if json else str(result), nl=False)
 
 
@@ -253,7 +305,7 @@ def _output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[
 
     folder = prepare_folder(out or Path("out") / name)
 
-    def write(result: Result | Comparison | Accuracy | Calibrations) -> None:
+    def write(result: FragmentationReport | Result | Comparison | Accuracy | Calibrations) -> None:
         files = result.files()
         write_files(folder, files)
         typer.echo(f"Wrote {folder}{'/'}{{{','.join(files)}}}", err=True)

@@ -76,13 +76,14 @@ def per_request(run: Run, pool_slots: int) -> PerRequest | None:
 def empty_in_last_block(prompt: Integers, output: Integers, block_size: int) -> float:
     """Mean empty slots of a running request's last block; (B - 1) / 2 where remainders are uniform.
 
-    Sum over n = P .. P + O - 1 of -n mod B, from the sum over n = 1 .. m: m // B whole cycles of B (B - 1) / 2,
-    and r B - r (r + 1) / 2 for the r = m mod B slots after them.
+    Sum over n = P .. P + O - 1 of -n mod B, from the sum over n = 1 .. m: m // B whole cycles of
+    B (B - 1) / 2 each, and r B - r (r + 1) / 2 for the r = m mod B slots after them.
     """
 
     def up_to(m: Integers) -> Integers:
         cycles, rest = np.divmod(m, block_size)
-        return cycles * (block_size * (block_size - 1) // 2) + rest * block_size - rest * (rest + 1) // 2
+        whole = cycles * (block_size * (block_size - 1) // 2)
+        return np.asarray(whole + rest * block_size - rest * (rest + 1) // 2)
 
     return float((up_to(prompt + output - 1) - up_to(prompt - 1)).sum() / output.sum())
 

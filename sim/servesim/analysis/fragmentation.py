@@ -8,7 +8,7 @@ filled and as internal once it never will; free slots that the watermark keeps b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,7 @@ class Cost:
 
     pool_bytes: float
     lost_bytes: float
-    """Mean, while requests wait if they ever do, else over the whole run."""
+    """Mean, while requests wait, or over the whole run when they hardly do (``Fragmentation.pressed``)."""
     lost_gpus: float
     """GPUs whose whole KV pool would be as large."""
     lost_usd_per_hour: float | None
@@ -97,24 +97,36 @@ class Fragmentation:
     preemptions: int
     evicted_blocks: int
     refused: int
+    failures: Mapping[str, int]
+    """Requests that were denied memory or a seat at the head of the queue, by cause."""
     request_throughput: float
     output_throughput: float
     p99_ttft_s: float
     p99_tpot_s: float
 
     @property
+    def has_queue(self) -> bool:
+        """Requests wait often enough (a twentieth of the time) for a mean over that time to say something."""
+        return has_queue(self.whole, self.in_queue)
+
+    @property
     def pressed(self) -> Shares:
-        """The shares when memory is worth most: while requests wait, or at all when none ever did."""
-        return self.in_queue or self.whole
+        """The shares when memory is worth most: while requests wait; of the whole run when they hardly do."""
+        return self.in_queue if self.in_queue and self.has_queue else self.whole
 
     @property
     def pressed_running(self) -> float:
         """The batch attained then."""
-        return self.running_in_queue if self.in_queue else self.running
+        return self.running_in_queue if self.has_queue else self.running
 
     def predicted_shares(self) -> dict[str, float] | None:
         """By closed form, for the batch attained when it counts."""
         return self.predicted.shares(self.pressed_running) if self.predicted else None
+
+
+def has_queue(whole: Shares, in_queue: Shares | None) -> bool:
+    """Whether requests wait in at least a twentieth of a run."""
+    return in_queue is not None and in_queue.time_s >= 0.05 * whole.time_s
 
 
 def fragmentation(run: Run, summary: Summary | None = None, name: str | None = None) -> Fragmentation | None:
@@ -147,10 +159,11 @@ def fragmentation(run: Run, summary: Summary | None = None, name: str | None = N
         running_in_queue=summary.load.mean_running_in_queue,
         sharing=summary.kv.sharing,
         waste=_request_waste(run),
-        cost=_cost(run, summary, (in_queue or whole).lost),
+        cost=_cost(run, summary, (in_queue if in_queue and has_queue(whole, in_queue) else whole).lost),
         preemptions=summary.load.preemptions,
         evicted_blocks=run.log.counters.get("evicted_blocks", 0),
         refused=summary.failed,
+        failures={key: n for key, n in run.log.counters.items() if key.startswith("admission_failures_")},
         request_throughput=summary.request_throughput,
         output_throughput=summary.output_throughput,
         p99_ttft_s=summary.ttft.p99_s,
@@ -192,6 +205,7 @@ def average(replications: Sequence[Fragmentation]) -> Fragmentation:
         preemptions=sum(one.preemptions for one in replications),
         evicted_blocks=sum(one.evicted_blocks for one in replications),
         refused=sum(one.refused for one in replications),
+        failures={key: sum(one.failures.get(key, 0) for one in replications) for key in first.failures},
         **_means(replications),
     )
 

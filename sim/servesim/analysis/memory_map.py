@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, run_prepared
-from servesim.analysis.timeline import Timeline, expand_steps, timeline
+from servesim.analysis.timeline import KV_CLASSES, Timeline, expand_steps, timeline
 from servesim.engine.kv_recorder import Holding, KvRecorder, Moment, Stay
 from servesim.engine.scheduler import Scheduler
 
@@ -36,6 +36,7 @@ TICKS = 4000
 MAX_ENDS = 800
 """The stretch lies before this many requests have ended, since each step up to it is computed on its own."""
 _MOST_BANDS = 24_000
+_CLOSE_UP = 1500  # blocks of a paged pool in which single requests can be told apart
 _STAYS = 3.0  # mean stays of a request that a stretch lasts
 _INSTANTS = 400
 _SIZES = tuple(2**k for k in range(21))
@@ -90,19 +91,15 @@ class MemoryMap:
     end_s: float
     pool_slots: int
     block_size: int | None
+    drawn: tuple[int, int]
+    """The addresses of which the bands are here; all of them, unless there would be too many bands."""
+    close_up: tuple[int, int]
+    """The part to look at first: in a large paged pool, where most blocks change hands."""
     requests: tuple[MappedRequest, ...]
     bands: tuple[Band, ...]
     shared: tuple[Band, ...]
     holes: Holes | None
     """None for a paged pool, in which every free block is as good as any other."""
-    blocked: dict[str, int]
-    """Steps of the recording in which the first of the queue had to wait, by cause (KvRecorder.BLOCKED)."""
-
-    @property
-    def failed_fit_rate(self) -> float:
-        """Share of the steps in which memory kept a request waiting although enough slots were free."""
-        full, no_fit = self.blocked.get("full", 0), self.blocked.get("no_fit", 0)
-        return no_fit / (full + no_fit) if full + no_fit else float("nan")
 
 
 def busiest_stretch(runs: Sequence[Run]) -> tuple[float, float]:
@@ -140,37 +137,67 @@ def map_memory(prepared: Prepared, name: str, begin_s: float, end_s: float) -> M
 
 
 def memory_map(run: Run, recorder: KvRecorder, name: str, begin_s: float, end_s: float) -> MemoryMap:
-    """The bands of a recorded run between two times; a stretch with too many is shortened at its end."""
+    """The bands of a recorded run between two times; of a part of the addresses where there are too many."""
     clock = _Clock(run, begin_s, end_s)
+    steps, engine = run.log.steps.columns, run.scenario.engine
+    pool_slots = sum(int(steps[f"kv_{name}"][0]) for name in KV_CLASSES) if len(run.log.steps) else 0
     found = [(holding, *clock.span(holding)) for holding in recorder.holdings]
     by_address: dict[int, list[tuple[Holding, int, int]]] = defaultdict(list)
     for each in found:
         by_address[each[0].address].append(each)
     shown = [each for each in found if each[1] < TICKS and each[2] > 0]
-    if len(shown) > 40 * _MOST_BANDS:
-        return memory_map(run, recorder, name, begin_s, (begin_s + end_s) / 2)
-    stays = {stay.request: stay for stay in recorder.stays}
     places = {request: at for at, request in enumerate(dict.fromkeys(each[0].request for each in shown))}
     bands = _joined(
         Band(places[h.request], h.address, h.slots, h.offset, max(begin, 0), min(end, TICKS))
         for h, begin, end in shown
     )
     bands += _joined(_cached(by_address))
-    if len(bands) > _MOST_BANDS:
-        return memory_map(run, recorder, name, begin_s, (begin_s + end_s) / 2)
-    paged = run.scenario.engine.allocator == "paged"
+    block_size = engine.block_size if engine.allocator == "paged" else None
+    drawn = _drawn_part(bands, pool_slots, block_size or 1)
+    bands = _within(bands, drawn)
+    stays = {stay.request: stay for stay in recorder.stays}
     return MemoryMap(
         name=name,
         begin_s=begin_s,
         end_s=end_s,
-        pool_slots=recorder.pool_slots,
-        block_size=run.scenario.engine.block_size if paged else None,
+        pool_slots=pool_slots,
+        block_size=block_size,
+        drawn=drawn,
+        close_up=_close_up(bands, drawn, block_size) if block_size else drawn,
         requests=tuple(_mapped(stays[request], clock) for request in places),
         bands=tuple(bands),
-        shared=tuple(_joined(_shared(by_address))),
-        holes=None if paged else _holes(found, clock.first_tick, recorder.pool_slots),
-        blocked=dict(recorder.blocked),
+        shared=tuple(_within(_joined(_shared(by_address)), drawn)),
+        holes=None if block_size else _holes(found, clock.first_tick, pool_slots),
     )
+
+
+def _drawn_part(bands: Sequence[Band], pool_slots: int, unit: int) -> tuple[int, int]:
+    """The whole pool, or the part of it with the most bands that is not too much to draw."""
+    if len(bands) <= _MOST_BANDS:
+        return 0, pool_slots
+    parts = 2 * -(-len(bands) // _MOST_BANDS)
+    length = pool_slots // unit // parts * unit
+    counts = np.bincount([min(band.address // length, parts - 1) for band in bands], minlength=parts)
+    best = int(np.argmax(np.where(counts <= _MOST_BANDS, counts, -1)))
+    return best * length, (best + 1) * length
+
+
+def _within(bands: Sequence[Band], part: tuple[int, int]) -> list[Band]:
+    return [band for band in bands if part[0] <= band.address < part[1]]
+
+
+def _close_up(bands: Sequence[Band], drawn: tuple[int, int], block_size: int) -> tuple[int, int]:
+    """Where most blocks change hands between requests within the stretch."""
+    low, high = drawn
+    length = _CLOSE_UP * block_size
+    if high - low <= length:
+        return drawn
+    edges = np.arange(low, high, length // 2)
+    changes = [b.address for b in bands if b.request >= 0 and (b.begin > 0 or b.end < TICKS)]
+    counts = np.histogram(changes, np.append(edges, high))[0]
+    best = int(np.argmax(counts[:-1] + counts[1:]))
+    begin = min(low + best * (length // 2), high - length)
+    return begin, begin + length
 
 
 class _Clock:
@@ -179,10 +206,10 @@ class _Clock:
     def __init__(self, run: Run, begin_s: float, end_s: float) -> None:
         steps = expand_steps(timeline(run.log.steps, 0.0))
         ends_s = steps.end_s
-        self._times_s = np.stack((ends_s - steps.duration_s, ends_s), axis=1).ravel()
+        self._begins_s = ends_s - steps.duration_s
         self._begin_s, self._per_s = begin_s, TICKS / max(end_s - begin_s, 1e-9)
         self._last = TICKS if not len(ends_s) else max(TICKS, self._tick(float(ends_s[-1])))
-        self.first_tick = self._tick(float(self._times_s[0])) if len(ends_s) else 0
+        self.first_tick = self._tick(float(self._begins_s[0])) if len(ends_s) else 0
 
     def tick(self, moment: Moment | None) -> int:
         """The tick of a moment; what never ended goes on after the last one."""
@@ -190,8 +217,8 @@ class _Clock:
             return self._last
         if moment.step < 0:
             return self._tick(moment.time_s)
-        place = int(2 * moment.step)
-        return self._tick(float(self._times_s[place])) if place < len(self._times_s) else self._last
+        begun = moment.step < len(self._begins_s)
+        return self._tick(float(self._begins_s[moment.step])) if begun else self._last
 
     def span(self, holding: Holding) -> tuple[int, int]:
         """Ticks of the begin and the end of a holding."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from math import nan
 from typing import Any, NamedTuple
@@ -15,12 +14,9 @@ __all__ = ["Holding", "KvRecorder", "Moment", "Stay"]
 
 
 class Moment(NamedTuple):
-    """A time in simulated seconds, or, until the log tells when that was, a place in the order of steps.
+    """A time in simulated seconds, or the begin of a step; the log tells when that was. ``step`` -1: a time."""
 
-    Step 7 begins at 7.0 and ends at 7.5.
-    """
-
-    step: float
+    step: int
     time_s: float = nan
 
 
@@ -42,7 +38,10 @@ class Holding:
 
 @dataclass(slots=True)
 class Stay:
-    """A request's lengths and how its written tokens grew: (moment, tokens) where the pace changes."""
+    """A request's lengths and how its written tokens grew: (moment, tokens) where the pace changes.
+
+    As in the log, what a step writes counts from its begin.
+    """
 
     request: int
     prompt_tokens: int
@@ -67,36 +66,15 @@ class KvRecorder:
     do beyond the protocol passes through.
     """
 
-    BLOCKED = {  # noqa: RUF012
-        "full": "fewer free slots than it asks for",
-        "no_fit": "enough free slots, in pieces that are too small",
-        "watermark": "the watermark keeps the slots back",
-        "seats": "max_num_seqs requests run",
-        "tokens": "the step's token budget is used up",
-        "preempting": "a request was preempted in this step",
-    }
-
     def __init__(self, scheduler: Scheduler) -> None:
         self._kv = scheduler.kv
-        self._scheduler = scheduler
         self._unit = self._kv.growth_block_size
-        self._pool = sum(self._kv.usage(0, 0)[:-1])
-        self._users: Counter[int] = Counter()  # by first slot of a holding
-        self._free_slots = self._pool
         self._live: dict[int, _Live] = {}  # by id of the sequence
         self._now = Moment(0)
         self._ended_s = 0.0
-        self._asked: tuple[int, int] = (0, 0)  # sequence and blocks of the last question about admission
         self.holdings: list[Holding] = []
         self.stays: list[Stay] = []
-        self.blocked: Counter[str] = Counter()
-        """Steps in which the first of the queue had to wait, by cause: the keys of ``BLOCKED``."""
         self._hook(scheduler)
-
-    @property
-    def pool_slots(self) -> int:
-        """Slots of the pool; addresses count from 0."""
-        return self._pool
 
     @property
     def now_s(self) -> float:
@@ -108,23 +86,11 @@ class KvRecorder:
 
     # ---- the KV manager's calls that change hands ------------------------------------------------
 
-    def num_blocks_to_admit(self, sequence: Any, num_tokens: int, hit: PrefixHit | None) -> int:
-        """As the manager says; remembered, to tell why a request waits."""
-        needed = self._kv.num_blocks_to_admit(sequence, num_tokens, hit)
-        self._asked = (id(sequence), needed)
-        return needed
-
-    def num_blocks_needed(self, sequence: Any, num_slots: int, hit: PrefixHit | None) -> int:
-        """As the manager says; remembered, too."""
-        needed = self._kv.num_blocks_needed(sequence, num_slots, hit)
-        self._asked = (id(sequence), needed)
-        return needed
-
     def allocate(self, sequence: Any, num_slots: int, hit: PrefixHit | None) -> None:
         """Allocate, and see what is new."""
-        before = self._kv.num_free_blocks
+        before, is_new = self._kv.num_free_blocks, not self._live[id(sequence)].held
         self._kv.allocate(sequence, num_slots, hit)
-        if hit is not None or self._kv.num_free_blocks != before:
+        if is_new or hit is not None or self._kv.num_free_blocks != before:
             self._look(sequence)
 
     def release(self, sequence: Any, num_processed_tokens: int) -> None:
@@ -157,12 +123,10 @@ class KvRecorder:
             return state
 
         def noted_plan() -> Plan | None:
-            self._now, self._asked = Moment(scheduler.step), (0, 0)
+            self._now = Moment(scheduler.step)
             plan = make_plan()
             if plan is not None:
                 self._note_progress(plan)
-            if scheduler.waiting:
-                self.blocked[self._cause(plan)] += 1
             return plan
 
         def noted_commit(plan: Plan, end_s: float, num_steps: int = 1) -> tuple[int, list[float]]:
@@ -188,21 +152,8 @@ class KvRecorder:
                 written.pop()
             elif live.pace != (step - 1, before):
                 written.append((self._now, before))
-            written.append((Moment(step + 0.5), computed))
+            written.append((self._now, computed))
             live.pace = (step, computed)
-
-    def _cause(self, plan: Plan | None) -> str:
-        scheduler, limits = self._scheduler, self._scheduler.limits
-        head = scheduler.waiting.head
-        sequence, needed = self._asked
-        if sequence == id(head.sequence):
-            if needed <= self._kv.num_free_blocks:
-                return "watermark" if limits.watermark_blocks else "tokens"
-            asked_slots = needed * (self._unit or 1)
-            return "no_fit" if asked_slots <= self._free_slots else "full"
-        if plan is not None and plan.preempted:
-            return "preempting"
-        return "seats" if len(scheduler.running) >= limits.max_num_seqs else "tokens"
 
     # ---- holdings --------------------------------------------------------------------------------
 
@@ -231,12 +182,6 @@ class KvRecorder:
                 holding = Holding(live.stay.request, address, slots, offset, self._now)
                 live.held[offset] = holding
                 self.holdings.append(holding)
-                self._users[address] += 1
-                self._free_slots -= slots if self._users[address] == 1 else 0
 
     def _close(self, holding: Holding, cached: bool) -> None:
         holding.end, holding.cached = self._now, cached
-        self._users[holding.address] -= 1
-        if not self._users[holding.address]:
-            del self._users[holding.address]
-            self._free_slots += holding.slots

@@ -13,7 +13,7 @@ from servesim.analysis.distribution import PERCENTILES, Distribution
 from servesim.analysis.summary import Speculation, Summary
 from servesim.report.words import memory_parts
 
-__all__ = ["comparison_json", "result", "to_json"]
+__all__ = ["comparison_json", "plain", "result", "to_json"]
 
 
 def to_json(summary: Summary) -> str:
@@ -33,7 +33,7 @@ def comparison_json(a: Summary, b: Summary) -> str:
 def result(summary: Summary) -> dict[str, Any]:
     """The result object; a figure that does not exist (no sample, no SLO) is None, an infinite rate "inf"."""
     latencies = {"ttft": summary.ttft, "tpot": summary.tpot, "itl": summary.itl, "e2el": summary.e2el}
-    plain: dict[str, Any] = _plain(
+    figures: dict[str, Any] = plain(
         {
             "backend": "servesim",
             "label": summary.name,
@@ -58,7 +58,7 @@ def result(summary: Summary) -> dict[str, Any]:
             **_ours(summary),
         }
     )
-    return plain
+    return figures
 
 
 def _latency(name: str, of: Distribution) -> dict[str, float]:
@@ -118,16 +118,16 @@ def _ours(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: None and "inf" (as vLLM writes an infinite rate) stand for them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf"
     return value
 
 
 def _text(value: dict[str, Any]) -> str:
-    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"

@@ -16,7 +16,7 @@ from servesim.config.files import shipped
 from servesim.report import charts, sections
 from servesim.report.words import LATENCY_TITLES, memory_parts
 
-__all__ = ["comparison_html", "plain_page", "report_html"]
+__all__ = ["comparison_html", "embedded", "figure_page", "plain_page", "report_html"]
 
 
 def report_html(run: Run, summary: Summary) -> str:
@@ -31,7 +31,7 @@ def report_html(run: Run, summary: Summary) -> str:
         figures["load"] = charts.load({summary.name: series})
         figures["kv"] = charts.kv_over_time(series, summary.kv, summary.memory.kv_cache_bytes)
     figures["memory"] = charts.memory_bar(memory_parts(summary.memory))
-    return _page(
+    return figure_page(
         "report.html.j2",
         figures,
         title=summary.name,
@@ -67,7 +67,7 @@ def comparison_html(a: tuple[Run, Summary], b: tuple[Run, Summary]) -> str:
     if all(one.bin_s for one in series.values()):
         figures["load"] = charts.load(series)
     figures["kv-bars"] = charts.kv_bars({name: summary.kv for name, (_, summary) in pairs.items()})
-    return _page(
+    return figure_page(
         "compare.html.j2",
         figures,
         title=f"{a[1].name} against {b[1].name}",
@@ -96,20 +96,24 @@ def plain_page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def _page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
-    # "<" never appears in the data, so no text in it can end its script element.
-    data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+def figure_page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
+    """A page with Plotly figures, each drawn into the element of its name, and the values of its template."""
     return (
         _environment()
         .get_template(template)
         .render(
-            figures=data,
+            figures=embedded(figures),
             drawn=frozenset(figures),
             colours=charts.KV_COLOURS,
             plotly_js=get_plotlyjs(),
             **values,
         )
     )
+
+
+def embedded(data: Any) -> str:
+    """JSON for a script element: no "<" in it, so that no text of it can end the element."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _environment() -> jinja2.Environment:
