@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from servesim.analysis.calibrate import Calibration
+    from servesim.analysis.finished import Finished
+    from servesim.analysis.fragmentation import Fragmentation
     from servesim.analysis.kernel_fit import KernelFit
     from servesim.analysis.lab import Lab
     from servesim.analysis.validate import Validation
@@ -33,13 +35,16 @@ __all__ = [
     "Accuracy",
     "Calibrations",
     "Comparison",
+    "FinishedComparison",
     "FragmentationReport",
     "Result",
     "calibrate",
     "check",
     "compare",
+    "compare_many",
     "fit",
     "fragmentation",
+    "is_finished",
     "load",
     "simulate",
     "trace",
@@ -63,6 +68,13 @@ class Result:
     def summary(self) -> Summary:
         """Every figure of the run, in SI units."""
         return summarise(self.run)
+
+    @cached_property
+    def fragmentation(self) -> Fragmentation | None:
+        """Where the KV memory went, beside the closed form; None when nothing was ever scheduled."""
+        from servesim.analysis.fragmentation import fragmentation
+
+        return fragmentation(self.run, self.summary)
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -93,8 +105,18 @@ class Result:
     def to_json(self) -> str:
         """One JSON object: vLLM's benchmark keys, then ours."""
         from servesim.report.as_json import to_json
+        from servesim.report.fragmentation import account_json
 
-        return to_json(self.summary)
+        account = self.fragmentation
+        return to_json(self.summary, fragmentation=account_json(account) if account else None)
+
+    def finished(self) -> Finished:
+        """The result as it is read back from its JSON, for comparisons with finished reports."""
+        import json
+
+        from servesim.analysis.finished import Finished
+
+        return Finished(self.summary.name, json.loads(self.to_json()))
 
     def to_html(self) -> str:
         """The report as one offline page."""
@@ -122,21 +144,54 @@ class Comparison:
     b: Result
 
     def __str__(self) -> str:
+        from servesim.report.finished import fragmentation_text
         from servesim.report.terminal import comparison_text
 
-        return comparison_text(self.a.summary, self.b.summary)
+        both = comparison_text(self.a.summary, self.b.summary)
+        return both + fragmentation_text([self.a.finished(), self.b.finished()])
 
     def to_json(self) -> str:
         """Both results and the table of differences."""
+        from servesim.analysis.finished import fragmentation_rows
         from servesim.report.as_json import comparison_json
 
-        return comparison_json(self.a.summary, self.b.summary)
+        rows = fragmentation_rows([self.a.finished(), self.b.finished()])
+        fragmentation = [{"label": row.label, "a": row.values[0], "b": row.values[1]} for row in rows]
+        return comparison_json(self.a.summary, self.b.summary, fragmentation=fragmentation)
 
     def to_html(self) -> str:
         """Both results in one offline page."""
         from servesim.report.html import comparison_html
 
         return comparison_html((self.a.run, self.a.summary), (self.b.run, self.b.summary))
+
+    def files(self) -> dict[str, str]:
+        """Everything that ``servesim compare --out`` writes, by file name."""
+        return {"compare.html": self.to_html(), "compare.json": self.to_json()}
+
+
+@dataclass(frozen=True)
+class FinishedComparison:
+    """Two or more results side by side, read from finished reports or just simulated."""
+
+    results: tuple[Finished, ...]
+
+    def __str__(self) -> str:
+        from servesim.report.finished import finished_text
+
+        return finished_text(self.results)
+
+    def to_json(self) -> str:
+        """All results and the table."""
+        from servesim.report.finished import finished_json
+
+        return finished_json(self.results)
+
+    def to_html(self) -> str:
+        """The table and the shares of the pools as one offline page."""
+        from servesim.report.finished import finished_html
+
+        return finished_html(self.results)
 
     def files(self) -> dict[str, str]:
         """Everything that ``servesim compare --out`` writes, by file name."""
@@ -251,6 +306,26 @@ def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: A
     return Comparison(
         simulate(a, overrides=overrides, **options), simulate(b, overrides=overrides, **options)
     )
+
+
+def compare_many(
+    sources: Sequence[Source], *, overrides: Sequence[str] = (), **options: Any
+) -> FinishedComparison:
+    """Finished reports (paths of their result.json) and scenarios, mixed; the latter are simulated."""
+    from servesim.analysis.finished import read_finished
+
+    read = {i: read_finished(Path(str(each))) for i, each in enumerate(sources) if is_finished(each)}
+    return FinishedComparison(
+        tuple(
+            read[i] if i in read else simulate(each, overrides=overrides, **options).finished()
+            for i, each in enumerate(sources)
+        )
+    )
+
+
+def is_finished(source: Source) -> bool:
+    """Whether a source is the JSON of a finished report and not a scenario."""
+    return not isinstance(source, LoadedScenario) and str(source).endswith(".json")
 
 
 def fragmentation(

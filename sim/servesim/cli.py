@@ -14,7 +14,16 @@ import typer
 from servesim.errors import ServesimError
 
 if TYPE_CHECKING:
-    from servesim.api import Accuracy, Calibrations, Comparison, FragmentationReport, Result
+    from servesim.api import (
+        Accuracy,
+        Calibrations,
+        Comparison,
+        FinishedComparison,
+        FragmentationReport,
+        Result,
+    )
+
+    Report = Accuracy | Calibrations | Comparison | FinishedComparison | FragmentationReport | Result
 
 __all__ = ["app", "main"]
 
@@ -65,22 +74,32 @@ def run(
         raise typer.Exit(130)
 
 
+Compared = Annotated[str, typer.Argument(help="A scenario, or the result.json of a finished run.")]
+
+
 @app.command()
 def compare(
-    a: Scenario,
-    b: Scenario,
+    a: Compared,
+    b: Compared,
+    more: Annotated[list[str] | None, typer.Argument(help="Further ones.")] = None,
     set_: Overrides = None,
     seed: Seed = None,
     json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Simulate two scenarios on the same random numbers and show where they differ."""
+    """Show where scenarios, simulated on the same random numbers, and finished runs differ."""
     from servesim import api
     from servesim.report.terminal import warnings_text
 
-    loaded = [api.load(each, _overrides(set_, seed)) for each in (a, b)]
-    names = [each.scenario.name for each in loaded]
+    sources = [a, b, *(more or ())]
+    loaded = [s if api.is_finished(s) else api.load(s, _overrides(set_, seed)) for s in sources]
+    names = [Path(s).parent.name or "result" if isinstance(s, str) else s.scenario.name for s in loaded]
     with _output(out, "-against-".join(names), wanted=out is not None or not json) as write:
+        if more or any(isinstance(s, str) for s in loaded):
+            many = api.compare_many(loaded)
+            _print(many, json)
+            write(many)
+            return
         results = []
         with _stoppable() as stop:
             for each, name in zip(loaded, names, strict=True):
@@ -291,7 +310,7 @@ def _block_sizes(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _print(result: FragmentationReport | Result | Comparison | Accuracy | Calibrations, json: bool) -> None:
+def _print(result: Report, json: bool) -> None:
     typer.echo(result.to_json() if json else str(result), nl=False)
 
 
@@ -305,7 +324,7 @@ def _output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[
 
     folder = prepare_folder(out or Path("out") / name)
 
-    def write(result: FragmentationReport | Result | Comparison | Accuracy | Calibrations) -> None:
+    def write(result: Report) -> None:
         files = result.files()
         write_files(folder, files)
         typer.echo(f"Wrote {folder}{'/'}{{{','.join(files)}}}", err=True)

@@ -14,7 +14,7 @@ __all__ = ["Holding", "KvRecorder", "Moment", "Stay"]
 
 
 class Moment(NamedTuple):
-    """A time in simulated seconds, or the begin of a step; the log tells when that was. ``step`` -1: a time."""
+    """The begin of a step (the log tells when that was), or a time in simulated seconds (``step`` -1)."""
 
     step: int
     time_s: float = nan

@@ -16,18 +16,18 @@ from servesim.report.words import memory_parts
 __all__ = ["comparison_json", "plain", "result", "to_json"]
 
 
-def to_json(summary: Summary) -> str:
-    """The result object as text, keys always in the same order, with a line end."""
-    return _text(result(summary))
+def to_json(summary: Summary, **more: Any) -> str:
+    """The result object as text, keys always in the same order, with a line end; ``more`` keys come last."""
+    return _text(result(summary) | more)
 
 
-def comparison_json(a: Summary, b: Summary) -> str:
-    """Both results and the table of differences (``ratio`` is b / a) as text."""
+def comparison_json(a: Summary, b: Summary, **more: Any) -> str:
+    """Both results and the table of differences (``ratio`` is b / a) as text; ``more`` keys come last."""
     differences = [
         {"group": row.group, "label": row.label, "a": row.a, "b": row.b, "ratio": row.ratio}
         for row in compare_summaries(a, b)
     ]
-    return _text({"a": result(a), "b": result(b), "differences": differences})
+    return _text({"a": result(a), "b": result(b), "differences": differences, **more})
 
 
 def result(summary: Summary) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: None and "inf" (as vLLM writes an infinite rate) stand for them."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf"

@@ -17,7 +17,17 @@ from servesim.analysis.timeline import KV_CLASSES
 from servesim.report.words import KV_LABELS, LATENCY_NAMES, MemoryPart
 from servesim.units import GIB
 
-__all__ = ["KV_COLOURS", "Figure", "kv_bars", "kv_over_time", "latency", "load", "memory_bar", "throughput"]
+__all__ = [
+    "KV_COLOURS",
+    "Figure",
+    "kv_bars",
+    "kv_over_time",
+    "latency",
+    "load",
+    "memory_bar",
+    "pool_bars",
+    "throughput",
+]
 
 Figure = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -177,11 +187,16 @@ def memory_bar(parts: Sequence[MemoryPart]) -> Figure:
 
 def kv_bars(named: Mapping[str, KvUse]) -> Figure:
     """Where each run's pool goes, as stacked bars: over the whole run, and while requests wait."""
+    return pool_bars({name: (kv.mean, kv.in_queue) for name, kv in named.items()})
+
+
+def pool_bars(named: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]]) -> Figure:
+    """The same from the two means themselves; NaN where there is none."""
     columns = [
-        (f"{name}<br>{when}", shares)
-        for when, of in (("whole run", "mean"), ("while requests wait", "in_queue"))
-        for name, kv in named.items()
-        if not np.isnan((shares := getattr(kv, of))["tokens"])
+        (f"{name}<br>{when}", shares[place])
+        for place, when in enumerate(("whole run", "while requests wait"))
+        for name, shares in named.items()
+        if not np.isnan(shares[place]["tokens"])
     ]
     data = [
         {

@@ -21,6 +21,8 @@ from servesim.units import GIB
 
 __all__ = [
     "account_json",
+    "account_table",
+    "account_words",
     "block_table",
     "checks",
     "consequences",
@@ -45,7 +47,9 @@ def lab_text(lab: Lab) -> str:
         for name in _present(accounts)
     ]
     lines.append(_row("Lost in all", [f"{account.pressed.lost * 100:.1f}" for account in accounts]))
-    lines.append(f"{' Closed form, from the lengths alone ':-^{width}}")
+    shared = any(account.sharing > 1.005 for account in accounts)
+    what = "Closed form, as if nothing were shared" if shared else "Closed form, from the lengths alone"
+    lines.append(f"{f' {what} ':-^{width}}")
     for name in ("tokens", "reserved", "internal", "round_up"):
         values = [(account.predicted_shares() or {}).get(name, math.nan) for account in accounts]
         if any(value > 0 for value in values):
@@ -88,11 +92,17 @@ def account_json(account: Fragmentation) -> dict[str, Any]:
         "identity": asdict(account.identity) | {"holds": account.identity.holds},
         "whole": _shares_json(account.whole),
         "in_queue": _shares_json(account.in_queue) if account.in_queue else None,
+        "pressed": {"period": period([account]), **_shares_json(account.pressed)},
         "closed_form": asdict(predicted) | {"shares": account.predicted_shares()} if predicted else None,
         "running": account.running,
         "running_in_queue": account.running_in_queue,
         "sharing_factor": account.sharing,
-        "waste_per_request": asdict(account.waste),
+        "waste_per_request": {
+            "mean_slots": account.waste.mean,
+            "over_reservation": account.waste.over_reservation,
+            "edges": list(account.waste.edges),
+            "counts": list(account.waste.counts),
+        },
         "cost": asdict(account.cost),
         "counters": {
             "preemptions": account.preemptions,
@@ -128,6 +138,33 @@ def share_table(accounts: Sequence[Fragmentation], *, whole: bool) -> Table:
     )
     head = ("Class", *(account.name for account in accounts))
     return Table(caption, head, tuple(rows), swatches=tuple(classes))
+
+
+def account_table(account: Fragmentation) -> Table:
+    """One run: every class as simulated and by closed form, and how it varied over time."""
+    predicted = account.predicted_shares() or {}
+    classes = _present([account])
+    rows = []
+    for name in classes:
+        share = account.pressed.of[name]
+        expected = f"{predicted[name] * 100:.1f}" if name in predicted else ""
+        low, high, peak = (f"{value * 100:.1f}" for value in (share.p5, share.p95, share.peak))
+        rows.append((FRAGMENT_LABELS[name], _share(account.pressed, name), expected, low, high, peak))
+    head = ("Class", "Mean ±95 %", "Closed form", "5th pct.", "95th pct.", "Peak")
+    caption = f"{period([account])}, in % of the pool"
+    return Table(caption, head, tuple(rows), swatches=tuple(classes))
+
+
+def account_words(account: Fragmentation) -> str:
+    """What a run lost, in a sentence or two."""
+    cost, fits = account.cost, account.predicted.requests_that_fit if account.predicted else math.nan
+    money = "" if cost.lost_usd_per_hour is None else f", ${cost.lost_usd_per_hour:.2f} an hour"
+    lost = f"{account.pressed.lost * 100:.1f} % of the pool ({cost.lost_bytes / GIB:.2f} GiB{money})"
+    return (
+        f"{period([account])}, {lost} holds nothing that is needed and cannot be given to the next request. "
+        f"{account.pressed_running:.1f} requests run at a time; by closed form {_number(fits, 1)} would fill "
+        f"the pool. A request is given {account.waste.mean:,.1f} slots that it never fills."
+    )
 
 
 def consequences(entries: Sequence[Entry]) -> Table:

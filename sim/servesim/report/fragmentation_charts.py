@@ -24,6 +24,7 @@ _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", 
 def bars(accounts: Sequence[Fragmentation]) -> Figure:
     """Where the pool goes, one stacked bar for each allocator, and beside it what the lengths predict."""
     names, kinds = [], []
+    highest = max(sum((account.predicted_shares() or {}).values()) for account in accounts)
     for account in accounts:
         names += [account.name] * 2
         kinds += ["simulated", "closed form"]
@@ -42,7 +43,7 @@ def bars(accounts: Sequence[Fragmentation]) -> Figure:
         "barmode": "stack",
         "bargap": 0.25,
         "xaxis": {"automargin": True},
-        "yaxis": {"title": {"text": "Share of the KV pool (%)"}, "range": [0, 103]},
+        "yaxis": {"title": {"text": "Share of the KV pool (%)"}, "range": [0, 103 * max(1, highest)]},
         "hovermode": "closest",
         "legend": {"traceorder": "normal"},
     }

@@ -49,6 +49,7 @@ def lab_html(lab: Lab) -> str:
         cards=tuple(_card(entry) for entry in entries[:_MOST_CARDS]),
         period=fragmentation.period(accounts),
         interval=accounts[0].pressed.interval,
+        shares_blocks=any(account.sharing > 1.005 for account in accounts),
         shares=fragmentation.share_table(accounts, whole=False),
         whole=fragmentation.share_table(accounts, whole=True),
         consequences=fragmentation.consequences(entries),

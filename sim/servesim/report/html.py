@@ -9,11 +9,15 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from servesim.analysis.fragmentation import fragmentation
+from servesim.analysis.lab import Entry
 from servesim.analysis.run import Run
 from servesim.analysis.series import latency_curves, time_series
 from servesim.analysis.summary import Summary
 from servesim.config.files import shipped
 from servesim.report import charts, sections
+from servesim.report.fragmentation import account_table, account_words, consequences
+from servesim.report.fragmentation_charts import bars
 from servesim.report.words import LATENCY_TITLES, memory_parts
 
 __all__ = ["comparison_html", "embedded", "figure_page", "plain_page", "report_html"]
@@ -21,6 +25,7 @@ __all__ = ["comparison_html", "embedded", "figure_page", "plain_page", "report_h
 
 def report_html(run: Run, summary: Summary) -> str:
     """The report of one run."""
+    account = fragmentation(run, summary)
     curves = latency_curves(run.log)
     series = time_series(run)
     figures = {
@@ -42,6 +47,8 @@ def report_html(run: Run, summary: Summary) -> str:
         latencies=sections.latencies(summary),
         slo=sections.slo(summary),
         kv_classes=sections.kv_classes(summary),
+        account=account_table(account) if account else None,
+        account_words=account_words(account) if account else "",
         memory=sections.memory(summary),
         configuration=sections.configuration(run),
         provenance=sections.provenance(run, summary),
@@ -66,6 +73,12 @@ def comparison_html(a: tuple[Run, Summary], b: tuple[Run, Summary]) -> str:
             figures[f"cdf-{metric}"] = charts.latency(metric, named, a[1].slo)
     if all(one.bin_s for one in series.values()):
         figures["load"] = charts.load(series)
+    entries = []
+    for name, (run, summary) in pairs.items():
+        account = fragmentation(run, summary, name)
+        entries += [Entry(run, summary, account, None)] if account else []
+    if entries:
+        figures["bars"] = bars([entry.account for entry in entries])
     figures["kv-bars"] = charts.kv_bars({name: summary.kv for name, (_, summary) in pairs.items()})
     return figure_page(
         "compare.html.j2",
@@ -73,6 +86,7 @@ def comparison_html(a: tuple[Run, Summary], b: tuple[Run, Summary]) -> str:
         title=f"{a[1].name} against {b[1].name}",
         runs=tuple((name, sections.subtitle(*pair), pair[1].warnings) for name, pair in pairs.items()),
         tables=sections.comparison_tables(a[1], b[1]),
+        fragmentation=consequences(entries) if entries else None,
         kv_tables=tuple((name, sections.kv_classes(summary)) for name, (_, summary) in pairs.items()),
         provenance=tuple((name, sections.provenance(*pair)) for name, pair in pairs.items()),
         changes=_changes(a[0], b[0]),
