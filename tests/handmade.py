@@ -40,7 +40,7 @@ def handmade_log() -> Log:
         ((2.00, 0.30, 0.00), (1, 0, 1, 20, 0, 1, 0, 1, 0), (20, 0, 12, 0, 128), (20, 0, 12, 0, 128)),
     ]
     for times, counts, first, last in rows:
-        log.steps.append(*times, *counts, 0, *_with_free(first), *_with_free(last))
+        log.steps.append(*times, *counts, 0, 0, *_with_free(first), *_with_free(last))
     # arrival scheduled first_token finish | index prompt output generated cached preemptions status
     for row in [
         (0.0, 0.0, 0.5, 0.5, 1, 50, 1, 1, 0, 0, 0),
@@ -107,5 +107,5 @@ def handmade_memory() -> MemoryBudget:
 
 
 def _with_free(classes: tuple[int, ...]) -> tuple[int, ...]:
-    """tokens, reserved, internal, external, cached; what is left of the pool is free; logical is tokens."""
-    return (*classes, POOL - sum(classes), classes[0])
+    """tokens, reserved, internal, holes, cached; what is left of the pool is free; logical is tokens."""
+    return (*classes[:3], 0, *classes[3:], POOL - sum(classes), classes[0])

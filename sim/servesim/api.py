@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from servesim.analysis.calibrate import Calibration
+    from servesim.analysis.expectations import Finding
     from servesim.analysis.finished import Finished
     from servesim.analysis.fragmentation import Fragmentation
     from servesim.analysis.kernel_fit import KernelFit
@@ -40,6 +41,7 @@ __all__ = [
     "Result",
     "calibrate",
     "check",
+    "check_expect",
     "compare",
     "compare_many",
     "fit",
@@ -102,13 +104,22 @@ class Result:
 
         return result_text(self.summary)
 
-    def to_json(self) -> str:
-        """One JSON object: vLLM's benchmark keys, then ours."""
+    @cached_property
+    def expectations(self) -> tuple[Finding, ...]:
+        """What the scenario expects, each beside its figure; raises ConfigError for an unknown metric."""
+        from servesim.analysis.expectations import check_expectations
+        from servesim.report.as_json import result
+
+        return check_expectations(self.run.scenario.expect, result(self.summary))
+
+    def to_json(self, *, expect: bool = False) -> str:
+        """One JSON object: vLLM's benchmark keys, then ours, then what was expected, if asked for."""
         from servesim.report.as_json import to_json
         from servesim.report.fragmentation import account_json
 
         account = self.fragmentation
-        return to_json(self.summary, fragmentation=account_json(account) if account else None)
+        told = account_json(account) if account else None
+        return to_json(self.summary, self.expectations if expect else None, fragmentation=told)
 
     def finished(self) -> Finished:
         """The result as it is read back from its JSON, for comparisons with finished reports."""
@@ -299,6 +310,22 @@ def simulate(
             progress(ended, total, now_s)
 
     return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
+
+
+def check_expect(scenario: Source, *, overrides: Sequence[str] = ()) -> None:
+    """Raise ConfigError when a scenario expects nothing, or of a metric that no result of it has."""
+    from servesim.analysis.expectations import metrics_of, refuse_unknown_metrics
+    from servesim.engine.events import Log
+    from servesim.report.as_json import result
+
+    prepared = _prepare(scenario, overrides)
+    expected, file = prepared.loaded.scenario.expect, str(prepared.loaded.file)
+    if not expected:
+        step = "add a list of metrics with value and tolerance (docs/expectations.md)"
+        raise ConfigError(Problem("the scenario expects nothing", file=file, path="expect", next_step=step))
+    resolved = prepared.loaded.scenario.model_copy(update={"engine": prepared.engine})
+    nothing = Run(resolved, prepared.gpu, prepared.model, prepared.memory, Log())
+    refuse_unknown_metrics(expected, metrics_of(result(summarise(nothing))), file)
 
 
 def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: Any) -> Comparison:

@@ -56,22 +56,35 @@ def run(
     step_trace: Annotated[
         Path | None, typer.Option(help="Also write what was scheduled in every step to this file.")
     ] = None,
+    expect: Annotated[
+        bool,
+        typer.Option("--expect", help="Check what the scenario expects; exit code 1 if missed."),
+    ] = False,
 ) -> None:
     """Simulate a scenario; print the result and write a report. With --json only --out writes files."""
     from servesim import api
+    from servesim.report.expectations import expectations_text
     from servesim.report.terminal import warnings_text
 
     loaded = api.load(scenario, _overrides(set_, seed))
+    if expect:
+        api.check_expect(loaded)
     name = loaded.scenario.name
     with _output(out, name, wanted=out is not None or not json) as write:
         with _stoppable() as stop, _progress(name) as progress, _step_trace(step_trace) as trace:
             result = api.simulate(loaded, progress=progress, stop=stop, step_trace=trace)
-        _print(result, json)
-        if not json:
+        if json:
+            typer.echo(result.to_json(expect=expect), nl=False)
+        else:
+            _print(result, json)
             typer.echo(warnings_text(result.summary), nl=False)
+            if expect:
+                typer.echo(expectations_text(result.expectations), nl=False)
         write(result)
     if result.run.log.interrupted:
         raise typer.Exit(130)
+    if expect and not all(finding.met for finding in result.expectations):
+        raise typer.Exit(1)
 
 
 Compared = Annotated[str, typer.Argument(help="A scenario, or the result.json of a finished run.")]
@@ -121,8 +134,8 @@ def fragmentation(
     allocators: Annotated[
         str,
         typer.Option(
-            help="Names with commas between; NAME+KEY=VALUE also sets the engine, as in paged+block_size=32. "
-            "All allocators when not given."
+            help="Names with commas between, all when not given. NAME+KEY=VALUE also sets the engine, as in "
+            "paged+block_size=32; another scenario may take the place of a name."
         ),
     ] = "",
     replications: Annotated[

@@ -19,6 +19,7 @@ from servesim.engine.versions import RULES
 from servesim.kv.base import KVCacheManager
 from servesim.kv.paged import PagedKVCache
 from servesim.workload.build import build_workload
+from servesim.workload.request import Workload
 
 __all__ = [
     "StepChain",
@@ -27,6 +28,7 @@ __all__ = [
     "erlang_c_wait_s",
     "fixed",
     "geometric",
+    "requests_of",
     "rows",
     "serve",
     "uniform",
@@ -73,21 +75,24 @@ def serve(
 
     Served ``one_by_one`` its log has a row for every step.
     """
-    config = WorkloadConfig.model_validate(
-        {
-            "num_requests": num_requests,
-            "arrivals": arrivals,
-            "prompt_tokens": prompt_tokens,
-            "output_tokens": output_tokens,
-        }
-    )
+    workload = {
+        "num_requests": num_requests,
+        "arrivals": arrivals,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+    }
     law = LinearStepTime(
         law="linear", base_s=base_s, per_token_s=per_token_s, per_context_token_s=per_context_token_s
     )
     limits = SchedulerLimits(max_num_seqs=max_num_seqs, max_num_batched_tokens=1 << 40, max_model_len=1 << 40)
     pool = kv or PagedKVCache(1 << 40, 16, enable_prefix_caching=False)
     scheduler = Scheduler(limits, RULES["0.26"], pool, one_by_one=one_by_one)
-    return simulate(build_workload(config, seed, Path), scheduler, LinearLaw(law), pipeline_depth=1)
+    return simulate(requests_of(workload, seed), scheduler, LinearLaw(law), pipeline_depth=1)
+
+
+def requests_of(workload: dict[str, Any], seed: int) -> Workload:
+    """The requests of a scenario's workload section."""
+    return build_workload(WorkloadConfig.model_validate(workload), seed, Path)
 
 
 def rows(log: Log, warm_up: int = 0) -> dict[str, Floats]:

@@ -1,7 +1,7 @@
 """The invariants of the engine, numbered, and a scheduler that checks those of its state after every step.
 
  1  Conservation: requests that arrived = finished + running + waiting + refused, each in one place.
- 2  The pool: free + used = total; the six KV classes are never negative and add up to the pool.
+ 2  The pool: free + used = total; the KV classes are never negative and add up to the pool.
  3  Blocks: a running request holds the blocks of its computed tokens, no fewer and no more; the KV tokens,
     and the slots that will stay empty, are the sums over the running requests.
  4  Limits: max_num_seqs, max_num_batched_tokens and long_prefill_token_threshold are never exceeded, and
@@ -106,10 +106,11 @@ class CheckedScheduler(Scheduler):
         assert usage.logical == sum(computed.values()), "3: KV tokens"
         classes = sum(usage) - usage.logical
         if isinstance(self.kv, ContiguousKVCache):
-            held, size = len(computed) * self.limits.max_model_len, self.limits.max_model_len
+            held = sum(s.sequence.wanted for s in computed)
             assert classes == self.kv.num_slots, "2: the classes add up"
-            assert usage.internal == sum(size - s.final_slots for s in computed), "3: waste"
-            assert usage.free == self.kv.num_free_blocks, "2: free"
+            assert usage.internal == sum(s.sequence.wanted - s.final_slots for s in computed), "3: waste"
+            assert usage.round_up == sum(s.sequence.num_slots for s in computed) - held, "2: round-up"
+            assert usage.free + usage.holes == self.kv.space.num_free, "2: free"
         else:
             assert isinstance(self.kv, PagedKVCache)
             size = self.kv.block_size
@@ -172,7 +173,7 @@ class CheckedScheduler(Scheduler):
             return
         slots = head.num_tokens if limits.scheduler_reserve_full_isl else cached + min(chunk, left)
         if isinstance(kv, ContiguousKVCache):
-            needed = limits.max_model_len
+            needed = kv.space.granted(head.sequence.wanted)
         elif isinstance(kv, GroupedKVCache):
             return
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
@@ -17,8 +17,9 @@ from servesim.engine.events import Log
 from servesim.engine.loop import simulate
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.versions import RULES
+from servesim.kv.address_space import Fit, build_address_space
 from servesim.kv.base import KVCacheManager
-from servesim.kv.contiguous import ContiguousKVCache
+from servesim.kv.contiguous import ContiguousKVCache, Reservation
 from servesim.kv.paged import PagedKVCache
 from servesim.workload.request import Request, Segment
 
@@ -82,7 +83,7 @@ class Case:
 
     limits: SchedulerLimits
     version: str
-    contiguous: bool
+    allocator: tuple[Reservation, Fit] | None  # None: paged
     num_blocks: int  # with the null block
     block_size: int
     caching: bool
@@ -92,8 +93,9 @@ class Case:
     chains: tuple[tuple[int, Request], ...] = ()
 
     def kv(self, *, track_ids: bool = False) -> KVCacheManager[Any]:
-        if self.contiguous:
-            return ContiguousKVCache((self.num_blocks - 1) * self.block_size, self.limits.max_model_len)
+        if self.allocator is not None:
+            slots = (self.num_blocks - 1) * self.block_size
+            return ContiguousKVCache(slots, self.limits.max_model_len, *self.allocator)
         return PagedKVCache(
             self.num_blocks,
             self.block_size,
@@ -183,6 +185,14 @@ def _laws(draw: st.DrawFn) -> WindowLaw:
     )
 
 
+def _reservation(draw: st.DrawFn, num_slots: int, max_model_len: int) -> tuple[Reservation, Fit]:
+    """A policy, and a fit that can hold the longest reservation."""
+    policy: Reservation = draw(st.sampled_from(get_args(Reservation)))
+    fit: Fit = draw(st.sampled_from(get_args(Fit)))
+    space = build_address_space(fit, num_slots)
+    return policy, fit if space.granted(max_model_len) <= space.largest_hole else "first"
+
+
 @st.composite
 def cases(draw: st.DrawFn, **fixed: Any) -> Case:
     """Engines whose pool holds one longest request or little more; ``fixed`` pins settings by name."""
@@ -191,6 +201,7 @@ def cases(draw: st.DrawFn, **fixed: Any) -> Case:
         return fixed[name] if name in fixed else draw(strategy)
 
     block_size = pick("block_size", st.sampled_from([1, 2, 3, 4, 8, 16]))
+    paged = pick("paged", st.integers(0, 5).map(bool))
     usable = draw(st.integers(max(2, 32 // block_size), max(8, 160 // block_size)))
     max_model_len = draw(st.integers(usable * block_size // 2 + 1, usable * block_size))
     chunked = pick("enable_chunked_prefill", st.booleans())
@@ -214,7 +225,7 @@ def cases(draw: st.DrawFn, **fixed: Any) -> Case:
     return Case(
         limits,
         pick("version", st.sampled_from(["0.22", "0.26", "0.33"])),
-        pick("contiguous", st.integers(0, 7).map(lambda n: n == 7)),
+        None if paged else _reservation(draw, usable * block_size, max_model_len),
         usable + 1,
         block_size,
         pick("caching", st.integers(0, 2).map(bool)),

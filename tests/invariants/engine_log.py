@@ -19,7 +19,7 @@ from servesim.engine.events import Log
 
 __all__ = ["check_log", "rows_of"]
 
-KV = ("kv_tokens", "kv_reserved", "kv_internal", "kv_external", "kv_cached", "kv_free")
+KV = ("kv_tokens", "kv_reserved", "kv_internal", "kv_round_up", "kv_holes", "kv_cached", "kv_free")
 
 
 def rows_of(table: Any) -> list[dict[str, Any]]:

@@ -174,6 +174,6 @@ class Pair:
         assert sum(usage) - usage.logical == len(model.blocks) * size
         assert usage.logical == slots
         assert usage.tokens == sum(block.users > 0 for block in model.blocks) * size - waste
-        assert (usage.internal, usage.reserved, usage.external) == (waste, 0, 0)
+        assert (usage.internal, usage.reserved, usage.round_up, usage.holes) == (waste, 0, 0, 0)
         assert usage.cached == model.num_cached * size
         assert usage.free == sum(block.hash is None for block in model.free_queue) * size

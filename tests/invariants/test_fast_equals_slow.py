@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from servesim.api import simulate
 from servesim.engine.events import Log
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
-from servesim.engine.state import Plan
+from servesim.engine.state import AdmissionFailure, Plan
 from servesim.engine.versions import RULES
 from servesim.workload.request import Request, Segment
 
@@ -58,7 +58,13 @@ def requests_of(log: Log) -> list[tuple[float | None, ...]]:
 
 
 STEP = ("steps", "decodes", "prefills", "prefill_tokens", "outputs", "itl_samples", "running", "waiting")
-KV = ("kv_tokens", "kv_reserved", "kv_internal", "kv_external", "kv_cached", "kv_free", "kv_logical")
+KV = tuple(
+    f"kv_{name}"
+    for name in ("tokens", "reserved", "internal", "round_up", "holes", "cached", "free", "logical")
+)
+
+# Free blocks sink below the watermark and on while the group coasts.
+FAILURE = {AdmissionFailure.WATERMARK: AdmissionFailure.MEMORY}
 
 
 def steps_of(log: Log) -> list[dict[str, float]]:
@@ -74,6 +80,8 @@ def steps_of(log: Log) -> list[dict[str, float]]:
             record |= {name: values[name] for name in STEP[1:]}
             record["preemptions"] = values["preemptions"] if j == 0 else 0
             if j == 0:
+                failure = values["admission_failure"]
+                record["admission_failure"] = FAILURE.get(failure, failure)
                 record |= {name: values[name] for name in (*KV, "context_tokens")}
             elif j == count - 1:
                 record |= {name: values[f"end_{name}"] for name in KV}
@@ -93,7 +101,7 @@ def gaps_of(log: Log) -> Counter[float]:
 LAST_TOKEN_ON_ITS_WAY = Case(
     # 3 joins the group when it has one token to go, and is preempted while that one is in flight.
     SchedulerLimits(4, 17, 17, enable_chunked_prefill=False, scheduler_reserve_full_isl=False),
-    version="0.22", contiguous=False, num_blocks=33, block_size=1, caching=True, pipeline_depth=2,
+    version="0.22", allocator=None, num_blocks=33, block_size=1, caching=True, pipeline_depth=2,
     law=WindowLaw(base=1, per_token=0, per_context=(0,)),
     starts=(
         Request(0, "r0", 0.0, 1, 5, (Segment("a", 1),)),
@@ -105,7 +113,7 @@ LAST_TOKEN_ON_ITS_WAY = Case(
 REFUSED_WHILE_COASTING = Case(
     # 1 is refused in the middle of a run of steps; its user's next request follows it at once.
     SchedulerLimits(1, 17, 17),
-    version="0.26", contiguous=False, num_blocks=33, block_size=1, caching=False, pipeline_depth=1,
+    version="0.26", allocator=None, num_blocks=33, block_size=1, caching=False, pipeline_depth=1,
     law=WindowLaw(base=1, per_token=0),
     starts=(Request(0, "r0", 0.0, 1, 3), Request(1, "r1", 5 * TICK_S, 17, 1)),
     chains=((1, Request(2, "r2", 0.0, 1, 1)),),

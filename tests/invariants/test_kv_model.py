@@ -1,6 +1,6 @@
-"""The KV caches, which handle many blocks at once, against models that handle them one by one.
+"""The paged KV cache, which handles many blocks at once, against a model that handles them one by one.
 
-After every operation the paged cache must have the same hits for every sequence known, as many free, cached
+After every operation the cache must have the same hits for every sequence known, as many free, cached
 and evicted blocks, and, where physical blocks are tracked, the same block tables and the same blocks evicted
 in the same order. Short lives are drawn by hypothesis, which shrinks what fails; long ones at random.
 """
@@ -24,8 +24,6 @@ from hypothesis.stateful import (
     rule,
 )
 from kv_pair import Known, Pair, Prompt
-
-from servesim.kv.contiguous import ContiguousKVCache, ContiguousSequence
 
 NAMES = ["a", "a", "b", None]
 prompts = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 9)), min_size=1, max_size=3)
@@ -135,66 +133,3 @@ def test_a_long_life_of_a_paged_cache(seed: int) -> None:
             _one_operation(pair, rng)
             pair.check()
         pair.drain()
-
-
-class ContiguousMachine(RuleBasedStateMachine):
-    """Reservations come and go, against a map of who owns each slot."""
-
-    live: Bundle[ContiguousSequence] = Bundle("live")
-
-    @initialize(num_slots=st.integers(1, 60), max_model_len=st.integers(1, 20))
-    def build(self, num_slots: int, max_model_len: int) -> None:
-        self.kv = ContiguousKVCache(num_slots, max_model_len)
-        self.owners: list[ContiguousSequence | None] = [None] * num_slots
-        self.slots: dict[ContiguousSequence, int] = {}
-
-    @rule(target=live, slots=st.integers(1, 20))
-    def admit(self, slots: int) -> Any:
-        kv, size = self.kv, self.kv.max_model_len
-        slots = min(slots, size)
-        sequence = kv.new_sequence((), slots, None)
-        holes = (
-            address
-            for address in range(len(self.owners) - size + 1)
-            if all(owner is None for owner in self.owners[address : address + size])
-        )
-        address = next(holes, None)
-        fits = kv.num_blocks_needed(sequence, slots, None) <= kv.num_free_blocks
-        assert fits == (address is not None)
-        if address is None:
-            return multiple()
-        kv.allocate(sequence, slots, kv.find_hit(sequence, slots))
-        assert (sequence.address, sequence.num_slots) == (address, size)  # first fit
-        self.owners[address : address + size] = [sequence] * size
-        self.slots[sequence] = slots
-        return sequence
-
-    @rule(sequence=live, more=st.integers(1, 5))
-    def grow(self, sequence: ContiguousSequence, more: int) -> None:
-        slots = min(self.slots[sequence] + more, self.kv.max_model_len)
-        assert self.kv.num_blocks_needed(sequence, slots, None) == 0
-        self.kv.allocate(sequence, slots, None)
-        self.slots[sequence] = slots
-
-    @rule(sequence=consumes(live))
-    def free(self, sequence: ContiguousSequence) -> None:
-        self.kv.free(sequence)
-        self.owners = [None if owner is sequence else owner for owner in self.owners]
-        del self.slots[sequence]
-
-    @invariant()
-    def the_classes_count_every_slot_once(self) -> None:
-        size, written = self.kv.max_model_len, sum(self.slots.values())
-        empty = sum(owner is not None for owner in self.owners) - written
-        usage = self.kv.usage(written, empty // 3)
-        holes = "".join("." if owner is None else "x" for owner in self.owners).split("x")
-        free = sum(len(hole) // size * size for hole in holes)
-        assert usage.tokens == usage.logical == written
-        assert (usage.internal, usage.reserved) == (empty // 3, empty - empty // 3)
-        assert (usage.free, usage.cached) == (free, 0)
-        assert usage.external == self.owners.count(None) - free
-        assert sum(usage) - usage.logical == len(self.owners)
-
-
-TestContiguous = ContiguousMachine.TestCase
-TestContiguous.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

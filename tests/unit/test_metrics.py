@@ -162,7 +162,7 @@ def test_time_weighted_mean_is_the_mean_over_every_single_step(rows):
     area = total_s = 0.0
     for first_s, growth_s, steps, begin, end in rows:
         begin, end = (begin, end) if steps > 1 else (begin, begin)
-        log.steps.append(now_s, first_s, growth_s, steps, *[0] * 9, *[begin] * 7, *[end] * 7)
+        log.steps.append(now_s, first_s, growth_s, steps, *[0] * 10, *[begin] * 8, *[end] * 8)
         durations = first_s + growth_s * np.arange(steps)
         area += float(durations @ np.linspace(begin, end, steps))
         total_s += float(durations.sum())
@@ -243,7 +243,7 @@ def _queue_log(waiting: list[int]) -> Log:
     """One step of one second per entry; as many arrivals per second as make the entry's queue credible."""
     log = Log()
     for second, queue in enumerate(waiting):
-        log.steps.append(float(second), 1.0, 0.0, 1, 1, 0, 0, 0, 1, 1, 1, queue, 0, *([0] * 14))
+        log.steps.append(float(second), 1.0, 0.0, 1, 1, 0, 0, 0, 1, 1, 1, queue, 0, 0, *([0] * 16))
         for place in range(10):
             arrival_s = second + place / 10
             log.requests.append(arrival_s, arrival_s, arrival_s, arrival_s + 1, 0, 1, 1, 1, 0, 0, 0)

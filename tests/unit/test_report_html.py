@@ -73,7 +73,7 @@ def test_slo_lines_stand_at_their_limits():
 
 def test_the_stacked_pool_is_the_pool_at_every_instant():
     stack = [trace for trace in _figures(_report())["kv"]["data"] if "stackgroup" in trace]
-    assert len(stack) == 6
+    assert len(stack) == 7
     for slots in zip(*(trace["y"] for trace in stack), strict=True):
         assert sum(slots) == pytest.approx(56, rel=1e-4)
 
@@ -118,8 +118,8 @@ def test_the_data_of_a_long_run_stays_small():
     log = Log()
     for step in range(50_000):
         tokens = step % 900
-        pool = [tokens, 20, 20, 20, 20, 920 - tokens, tokens]
-        log.steps.append(step * 0.01, 0.01, 0.0, 1, 5, 0, 0, 99, 5, 5, 5, step % 7, 0, *(pool * 2))
+        pool = [tokens, 20, 20, 20, 20, 20, 920 - tokens, tokens]
+        log.steps.append(step * 0.01, 0.01, 0.0, 1, 5, 0, 0, 99, 5, 5, 5, step % 7, 0, 0, *(pool * 2))
     for index in range(5000):
         log.requests.append(index / 10, index / 10, index / 10 + 0.1, index / 10 + 1, index, 9, 9, 9, 0, 0, 0)
     run = handmade_run(log)

@@ -75,7 +75,8 @@ KV use, peak (%):                        16.00
 Token states              2.64     4.7        10.2
 Reserved                  0.00     0.0         0.0
 Internal waste            0.33     0.6         1.0
-External waste            0.00     0.0         0.0
+Round-up                  0.00     0.0         0.0
+Holes                     0.00     0.0         0.0
 Cached prefixes           5.37     9.6         4.8
 Free                     47.66    85.1        84.0
 -------- Each GPU's memory at start (GiB) --------

@@ -8,14 +8,16 @@ step j = 0 .. O - 1, on average P + (O - 1) / 2, and will still fill (O - 1) / 2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.run import Run
-from servesim.config.scenario import EngineConfig
+from servesim.kv.address_space import build_address_space
+from servesim.kv.contiguous import Reservation, reserved_slots
 
-__all__ = ["PerRequest", "empty_in_last_block", "per_request", "requested_slots", "wasted_slots"]
+__all__ = ["PerRequest", "Served", "empty_in_last_block", "per_request", "served_requests"]
 
 Integers = NDArray[np.int64]
 
@@ -44,14 +46,16 @@ class PerRequest:
 
 
 def per_request(run: Run, pool_slots: int) -> PerRequest | None:
-    """The means over the requests that were served; None when there are none.
+    """The means over the requests that were served. None when there are none.
 
-    Nothing is shared, and no prompt is computed in pieces.
+    Nothing is shared, and no prompt is computed in pieces. None also for static batching, where a request
+    keeps its memory until the whole batch has ended.
     """
-    prompt, output, final = _lengths(run)
-    if not len(output) or not pool_slots:
+    served, engine = served_requests(run), run.scenario.engine
+    prompt, output = served.prompt, served.output
+    if not len(output) or not pool_slots or engine.batching == "static":
         return None
-    engine = run.scenario.engine
+    final = prompt + output - 1
     weights = output / output.sum()
     tokens = float(weights @ (prompt + (output - 1) / 2))
     to_come = float(weights @ ((output - 1) / 2))
@@ -63,8 +67,9 @@ def per_request(run: Run, pool_slots: int) -> PerRequest | None:
         return PerRequest(
             tokens, max(empty - internal, 0.0), internal, 0.0, pool_slots, pool_slots / (tokens + empty)
         )
-    asked = requested_slots(engine, prompt, output)
-    chunk = chunk_slots(engine, asked)
+    asked = served.requested
+    space = build_address_space(engine.contiguous_fit, pool_slots)
+    chunk = np.array([space.granted(slots) for slots in asked.tolist()])
     fit = pool_slots / float(weights @ chunk)
     if (chunk == chunk[0]).all():
         fit = float(pool_slots // int(chunk[0]))
@@ -88,30 +93,30 @@ def empty_in_last_block(prompt: Integers, output: Integers, block_size: int) -> 
     return float((up_to(prompt + output - 1) - up_to(prompt - 1)).sum() / output.sum())
 
 
-def requested_slots(engine: EngineConfig, prompt: Integers, output: Integers) -> Integers:
-    """Slots that requests of these lengths ask for, before any rounding by the allocator."""
-    assert engine.max_model_len is not None
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Lengths of the requests that ended; ``requested``: slots asked for, before any rounding."""
+
+    prompt: Integers
+    output: Integers
+    requested: Integers
+
+    @property
+    def wasted(self) -> Integers:
+        """Slots asked for and never filled; the KV of a request's last token is never written."""
+        return self.requested - (self.prompt + self.output - 1)
+
+
+def served_requests(run: Run) -> Served:
+    """The requests of a run that ended, and what they asked of the allocator."""
+    column, engine = run.log.requests.columns, run.scenario.engine
+    done = (np.array(column["status"]) <= 1) & (np.array(column["generated_tokens"]) > 0)
+    names = ("prompt_tokens", "generated_tokens", "output_tokens")
+    prompt, output, asked = (np.array(column[name], dtype=np.int64)[done] for name in names)
     final = prompt + output - 1
     if engine.allocator == "paged":
-        return final + -final % engine.block_size
-    return np.full(len(prompt), engine.max_model_len, dtype=np.int64)
-
-
-def chunk_slots(engine: EngineConfig, asked: Integers) -> Integers:
-    """Slots that the allocator takes for what was asked."""
-    return asked
-
-
-def wasted_slots(run: Run) -> tuple[Integers, Integers]:
-    """Output tokens of every served request, and the slots it was given and never filled."""
-    prompt, output, final = _lengths(run)
-    return output, requested_slots(run.scenario.engine, prompt, output) - final
-
-
-def _lengths(run: Run) -> tuple[Integers, Integers, Integers]:
-    """Prompt, output and final slots of the requests that ended; the last token's KV is never written."""
-    column = {name: np.array(values) for name, values in run.log.requests.columns.items()}
-    done = (column["status"] <= 1) & (column["generated_tokens"] > 0)
-    prompt = column["prompt_tokens"][done].astype(np.int64)
-    output = column["generated_tokens"][done].astype(np.int64)
-    return prompt, output, prompt + output - 1
+        return Served(prompt, output, final + -final % engine.block_size)
+    policy, most = cast(Reservation, engine.allocator.removeprefix("contiguous-")), engine.max_model_len
+    assert most is not None
+    slots = [reserved_slots(policy, p, o, most) for p, o in zip(prompt.tolist(), asked.tolist(), strict=True)]
+    return Served(prompt, output, np.array(slots, dtype=np.int64))

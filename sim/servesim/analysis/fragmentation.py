@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from servesim.analysis.closed_form import PerRequest, per_request, requested_slots, wasted_slots
+from servesim.analysis.closed_form import PerRequest, per_request, served_requests
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.shares import Shares, class_slots, pooled, shares_of
@@ -226,14 +226,10 @@ def _identity(line: Timeline, watermark_slots: int) -> Identity:
 
 
 def _request_waste(run: Run) -> RequestWaste:
-    output, wasted = wasted_slots(run)
+    served = served_requests(run)
+    output, wasted, asked = served.output, served.wasted, served.requested
     if not len(output):
         return RequestWaste((), (), math.nan, math.nan, _WASTE_EDGES, (0,) * (len(_WASTE_EDGES) - 1))
-    column = run.log.requests.columns
-    prompt = np.array(column["prompt_tokens"])[
-        (np.array(column["status"]) <= 1) & (np.array(column["generated_tokens"]) > 0)
-    ]
-    asked = requested_slots(run.scenario.engine, prompt, output)
     order = np.argsort(output, kind="stable")
     if len(order) > _DOTS:
         order = order[np.linspace(0, len(order) - 1, _DOTS).astype(np.int64)]

@@ -80,42 +80,49 @@ def run_lab(
 ) -> Lab:
     """Serve the scenario's requests with every allocator; ``on_run(what)`` is called before each simulation.
 
-    An allocator is a name, or a name with other settings of the engine: ``paged+block_size=32``.
-    Raises ConfigError for one that the scenario cannot have.
+    An allocator is a name, a name with other settings of the engine (``paged+block_size=32``), or another
+    scenario. Raises ConfigError for one that cannot be had.
     """
-    names = list(dict.fromkeys(allocators or allocator_names()))
-    settings = {name: [*overrides, *variant(name)] for name in names}
+    settings = {
+        name: variant(source, overrides, name) for name in dict.fromkeys(allocators or allocator_names())
+    }
     for each in settings.values():
-        prepare(load_scenario(source, each))  # complain before anything is simulated
+        prepare(load_scenario(*each))  # complain before anything is simulated
     entries = []
     for name, each in settings.items():
-        entries.append(_entry(source, each, name, replications, capacity, on_run))
+        entries.append(_entry(*each, name, replications, capacity, on_run))
     stretch = busiest_stretch([entry.run for entry in entries]) if maps else (0.0, 0.0)
     drawn = []
     if stretch[1] > stretch[0]:
         for name, each in settings.items():
             on_run(f"{name}, memory map")
-            drawn.append(map_memory(prepare(load_scenario(source, each)), name, *stretch))
+            drawn.append(map_memory(prepare(load_scenario(*each)), name, *stretch))
     swept = []
     for block_size in block_sizes:
         on_run(f"block size {block_size}")
-        swept.append(_block_size(source, [*overrides, "engine.allocator=paged"], block_size))
+        swept.append(_block_size(*variant(source, overrides, "paged"), block_size))
     return Lab(tuple(entries), tuple(drawn), tuple(swept))
 
 
-def variant(allocator: str) -> list[str]:
-    """The overrides that make a scenario use an allocator."""
+def variant(source: str, overrides: Sequence[str], allocator: str) -> tuple[str, list[str]]:
+    """The scenario that an entry means, and the overrides that make it use the allocator.
+
+    What goes with the other kind of allocator only is taken back.
+    """
     name, *settings = allocator.split("+")
     if not name or not all("=" in setting for setting in settings):
         problem = Problem(
             "an allocator is a name, with +KEY=VALUE for each setting of the engine that goes with it",
             path="--allocators",
             got=allocator,
-            hint=f"names: {', '.join(allocator_names())}",
+            hint=f"names: {', '.join(allocator_names())}; or another scenario",
         )
         raise ConfigError(problem)
-    plain = ["engine.enable_prefix_caching=false"] if name != "paged" else []
-    return [*plain, f"engine.allocator={name}", *(f"engine.{setting}" for setting in settings)]
+    own = [f"engine.{setting}" for setting in settings]
+    if name not in allocator_names():
+        return name, [*overrides, *own]
+    plain = ["contiguous_fit=first"] if name == "paged" else ["enable_prefix_caching=false", "watermark=0"]
+    return source, [*overrides, *(f"engine.{setting}" for setting in plain), f"engine.allocator={name}", *own]
 
 
 def _entry(

@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
+_EXTERNAL = ("round_up", "holes", "free")
 _STATUS = {name: number for number, name in enumerate(Log.STATUSES)}
 
 
@@ -214,6 +215,9 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
         mean_step_tokens=_per(int(of["steps"] @ tokens) + draft_tokens, num_steps),
         preemptions=int(column["preemptions"].sum()),
         preempted_requests=int((column["preemptions"] > 0).sum()),
+        admission_failures={
+            name: log.counters.get(f"admission_failures_{name}", 0) for name in Log.ADMISSION_FAILURES[1:]
+        },
         prefix_cache_queries=log.counters.get("prefix_cache_queries", 0),
         prefix_cache_hits=log.counters.get("prefix_cache_hits", 0),
     )
@@ -245,15 +249,18 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
     stored = float(line.integral(*ends["tokens"]).sum())
     memory, engine = run.memory, run.scenario.engine
     tokens, requests = memory.kv_cache_tokens, memory.max_concurrency
-    if engine.allocator == "contiguous-max":
+    if engine.allocator != "paged":
         assert engine.max_model_len is not None
         tokens, requests = memory.contiguous_tokens, memory.contiguous_tokens // engine.max_model_len
+    mean, in_queue = shares(None), shares(queued)
     return KvUse(
         pool_tokens=pool,
         fitting_tokens=tokens,
         fitting_requests=requests,
-        mean=shares(None),
-        in_queue=shares(queued),
+        mean=mean,
+        in_queue=in_queue,
+        external=sum(mean[name] for name in _EXTERNAL),
+        external_in_queue=sum(in_queue[name] for name in _EXTERNAL),
         mean_usage=_per(line.mean(live[0], live[1]), pool),
         peak_usage=_per(float(np.concatenate(live).max(initial=0)), pool),
         sharing=_per(float(line.integral(*line.kv("logical")).sum()), stored),

@@ -31,10 +31,11 @@ class Run:
     def config_hash(self) -> str:
         """Twelve hex digits that change with any value of the scenario or of a profile.
 
-        The seed is a value of the scenario. The content of a trace file is not covered, only its name.
+        The seed is a value of the scenario; what it expects is none. The content of a trace file is not
+        covered, only its name.
         """
         parts = {
-            name: record.model_dump(mode="json")
+            name: record.model_dump(mode="json", exclude={"expect"})
             for name, record in (("scenario", self.scenario), ("gpu", self.gpu), ("model", self.model))
         }
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"))

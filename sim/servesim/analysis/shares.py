@@ -60,14 +60,6 @@ class Shares:
         """Share of the pool that holds nothing needed and cannot be handed out."""
         return sum(self.of[name].mean for name in LOST_CLASSES)
 
-    @property
-    def allocated(self) -> float:
-        """Share of the pool that live requests hold."""
-        return sum(share.mean for name, share in self.of.items() if name in _HELD)
-
-
-_HELD = ("tokens", "reserved", "internal", "round_up")
-
 
 def class_slots(line: Timeline, watermark_slots: int) -> dict[str, Pair]:
     """Slots of every fragment class in the first and in the last step of each row."""

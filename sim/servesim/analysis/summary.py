@@ -52,6 +52,8 @@ class Load:
     mean_step_tokens: float
     preemptions: int
     preempted_requests: int
+    admission_failures: dict[str, int]
+    """Requests that had to wait at the head of the queue, by reason (Log.ADMISSION_FAILURES)."""
     prefix_cache_queries: int
     prefix_cache_hits: int
 
@@ -80,8 +82,13 @@ class KvUse:
     peak_usage: float
     sharing: float
     """Logical over physical token slots: 1 when no two requests share a block; NaN with nothing stored."""
+    external: float
+    """Share of the pool in nobody's requested size (round-up, holes, free) over the whole horizon: "external
+    fragmentation and others" of the PagedAttention paper's Figure 2, which was taken under saturation."""
+    external_in_queue: float
+    """The same while a request waits; NaN when none ever did."""
     adds_up: bool
-    """The six classes added up to the same pool at the begin and end of every row."""
+    """The seven classes added up to the same pool at the begin and end of every row."""
 
 
 @dataclass(frozen=True, slots=True)

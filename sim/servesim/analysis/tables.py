@@ -71,7 +71,7 @@ def steps_frame(log: Log) -> pd.DataFrame:
 def kv_frame(log: Log) -> pd.DataFrame:
     """The KV pool by class, in token slots, at the first and at the last step of every row of steps.
 
-    tokens + reserved + internal + external + cached + free is the pool, in both.
+    tokens + reserved + internal + round_up + holes + cached + free is the pool, in both.
     """
     import pandas as pd
 

@@ -15,8 +15,8 @@ __all__ = ["KV_CLASSES", "ExpandedSteps", "Timeline", "expand_steps", "timeline"
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-KV_CLASSES = ("tokens", "reserved", "internal", "external", "cached", "free")
-"""Where a token slot of the KV pool can be; the six add up to the pool at every step."""
+KV_CLASSES = ("tokens", "reserved", "internal", "round_up", "holes", "cached", "free")
+"""Where a token slot of the KV pool can be; the seven add up to the pool at every step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
     Raises ConfigError with everything that vLLM would refuse at start-up.
     Source: vLLM 0.26 and 0.33, engine arguments and scheduler configuration.
     """
-    engine = _old_defaults(engine)
+    engine = _whole_prompts(_old_defaults(engine))
     max_model_len = engine.max_model_len or model.max_position_embeddings
     limits = _default_limits(gpu, engine)
     max_num_seqs = engine.max_num_seqs or limits.max_num_seqs
@@ -72,6 +72,13 @@ def _old_defaults(engine: EngineConfig) -> EngineConfig:
         older["async_scheduling"] = False
     unsaid = {key: value for key, value in older.items() if key not in engine.model_fields_set}
     return engine.model_copy(update=unsaid) if unsaid else engine
+
+
+def _whole_prompts(engine: EngineConfig) -> EngineConfig:
+    """``engine`` as the schedulers before chunked prefill worked: whole prompts, one step at a time."""
+    if engine.batching == "continuous":
+        return engine
+    return engine.model_copy(update={"enable_chunked_prefill": False, "async_scheduling": False})
 
 
 def _default_limits(gpu: GpuProfile, engine: EngineConfig) -> _Limits:

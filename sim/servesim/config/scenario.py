@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from servesim.config.expect import Expectation
 from servesim.config.record import Record, RuleError
 from servesim.config.speculative import SpeculativeConfig
 from servesim.config.weight_formats import Quantization
@@ -121,11 +122,58 @@ class EngineConfig(Record):
         "full_and_piecewise"
     )
     """Which steps are replayed from CUDA graphs, and whether attention is in them."""
-    allocator: Literal["paged", "contiguous-max"] = "paged"
-    """paged is vLLM's; contiguous-max reserves max_model_len consecutive slots for every request."""
+    allocator: Literal["paged", "contiguous-max", "contiguous-pow2", "contiguous-oracle"] = "paged"
+    """paged is vLLM's. The others reserve consecutive slots when a request is admitted: max_model_len; its
+    prompt and the next power of two of its output; or exactly what it will need (docs/allocators.md)."""
+    contiguous_fit: Literal["first", "best", "buddy"] = "first"
+    """Where a contiguous allocator reserves: in the first or the smallest hole that is large enough, or in a
+    chunk of a buddy system, which rounds up to a power of two."""
+    batching: Literal["continuous", "static", "orca", "prefill-first"] = "continuous"
+    """continuous is vLLM's. static: a batch ends with its longest request (FasterTransformer); orca: whole
+    prompts join the running decodes; prefill-first: prompts in steps of their own (vLLM before chunking)."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; empty switches it off."""
     step_time: StepTimeConfig = OperatorStepTime()
+
+    @model_validator(mode="after")
+    def _allocates_as_it_batches(self) -> EngineConfig:
+        given = self.model_fields_set
+        if self.allocator == "paged":
+            if self.batching == "static":
+                raise RuleError(
+                    "static needs a contiguous allocator (a batch must have all its memory when it begins)",
+                    path=("batching",),
+                    next_step="add allocator: contiguous-max under engine",
+                )
+            if self.contiguous_fit != "first":
+                raise RuleError(
+                    "needs a contiguous allocator (any free block serves a paged one)",
+                    path=("contiguous_fit",),
+                    next_step="remove it, or add allocator: contiguous-max under engine",
+                )
+        elif self.watermark:
+            raise RuleError(
+                "needs allocator: paged (a reservation never grows)",
+                path=("watermark",),
+                next_step="remove it",
+            )
+        if self.batching == "continuous":
+            return self
+        only_continuous = {
+            "enable_chunked_prefill": self.enable_chunked_prefill,
+            "long_prefill_token_threshold": self.long_prefill_token_threshold,
+            "async_scheduling": self.async_scheduling,
+            "speculative": self.speculative,
+            "max_num_batched_tokens": self.batching != "prefill-first",
+        }
+        for name, wanted in only_continuous.items():
+            if name in given and wanted and getattr(self, name) is not None:
+                raise RuleError(
+                    f"does not go with batching: {self.batching} (docs/allocators.md says how it schedules)",
+                    path=(name,),
+                    next_step="remove it, or the batching",
+                )
+        return self
 
     @model_validator(mode="after")
     def _speculates_as_vllm_can(self) -> EngineConfig:
@@ -168,6 +216,8 @@ class Scenario(Record):
     engine: EngineConfig = EngineConfig()
     workload: WorkloadConfig
     slo: SloConfig = SloConfig()
+    expect: tuple[Expectation, ...] = ()
+    """Figures that `servesim run --expect` checks, with exit code 1 if one is missed (docs/expectations.md)."""
     seed: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ __all__ = [
     "EmpiricalTokens",
     "FixedTokens",
     "GammaArrivals",
+    "GammaTokens",
     "GeometricTokens",
     "LengthsTrace",
     "LognormalTokens",
@@ -191,16 +192,30 @@ class GeometricTokens(Record):
     mean_tokens: float = Field(ge=1, le=1_000_000)
 
 
+class GammaTokens(Record):
+    """Gamma lengths, rounded, then cut off at max_tokens: given mean and spread, with a light tail."""
+
+    law: Literal["gamma"]
+    mean_tokens: float = Field(ge=1, le=1_000_000)
+    shape: float = Field(ge=0.01, le=10_000)
+    """1 is exponential, more is more even: the standard deviation is mean_tokens * shape ** -0.5."""
+    max_tokens: Tokens | None = None
+
+
 class EmpiricalTokens(Record):
     """Lengths drawn with replacement from a column of a CSV file."""
 
     law: Literal["empirical"]
     file: str = Field(min_length=1)
     column: str = Field(min_length=1)
+    mean_tokens: float | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Every length is multiplied by the same factor, so that the column's mean becomes this, and rounded."""
+    max_tokens: Tokens | None = None
+    """Lengths are cut off here, after that."""
 
 
 TokensConfig = Annotated[
-    FixedTokens | UniformTokens | LognormalTokens | GeometricTokens | EmpiricalTokens,
+    FixedTokens | UniformTokens | LognormalTokens | GeometricTokens | GammaTokens | EmpiricalTokens,
     Field(discriminator="law"),
 ]
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from servesim.config.scenario import EngineConfig
 from servesim.cost.budget import MemoryBudget
+from servesim.engine.orca import OrcaScheduler
+from servesim.engine.prefill_first import PrefillFirstScheduler
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.speculation import Accept, Speculation, SpeculativeScheduler
-from servesim.engine.versions import RULES
-from servesim.errors import ConfigError, Problem
+from servesim.engine.static_batching import StaticScheduler
+from servesim.engine.versions import RULES, Rules
+from servesim.errors import ConfigError, MemoryDoesNotFitError, Problem
+from servesim.kv.address_space import build_address_space
 from servesim.kv.base import KVCacheManager
-from servesim.kv.contiguous import ContiguousKVCache
+from servesim.kv.contiguous import ContiguousKVCache, Reservation
 from servesim.kv.grouped import GroupedKVCache
 from servesim.kv.paged import PagedKVCache
 
@@ -32,11 +36,43 @@ def build_scheduler(
     ``track_ids`` lets a paged cache know which block is which, and not only how many there are.
     ``accept`` says which drafts are accepted; an engine that speculates needs it.
     """
+    rules = RULES[engine.version]
+    limits, kv = _limits(engine, memory, rules), _kv_cache(engine, memory, rules, track_ids)
+    speculative = engine.speculative
+    if speculative is not None:
+        if accept is None:
+            raise ValueError("an engine that speculates needs a law of acceptance")
+        speculation = Speculation(
+            speculative.num_speculative_tokens,
+            speculative.keeps_kv,
+            speculative.reads_hidden_states,
+            speculative.draft_rows,
+        )
+        return SpeculativeScheduler(
+            limits,
+            rules,
+            kv,
+            windows,
+            speculation=speculation,
+            accept=accept,
+            asynchronous=engine.async_scheduling,
+        )
+    match engine.batching:
+        case "static":
+            return StaticScheduler(limits, rules, kv, windows)
+        case "orca":
+            return OrcaScheduler(limits, rules, kv, windows, one_by_one=one_by_one)
+        case "prefill-first":
+            return PrefillFirstScheduler(limits, rules, kv, windows, one_by_one=one_by_one)
+        case "continuous":
+            return Scheduler(limits, rules, kv, windows, one_by_one=one_by_one)
+
+
+def _limits(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> SchedulerLimits:
     assert engine.max_num_seqs is not None
     assert engine.max_num_batched_tokens is not None
     assert engine.max_model_len is not None
-    rules = RULES[engine.version]
-    if engine.watermark and not rules.has_watermark:
+    if engine.watermark and not rules.has_watermark and engine.batching != "prefill-first":
         raise ConfigError(
             Problem(
                 f"vLLM {engine.version} has no watermark",
@@ -45,11 +81,10 @@ def build_scheduler(
                 next_step="leave it at 0, or choose a later engine.version",
             )
         )
-    speculative = engine.speculative
     max_num_batched_tokens = engine.max_num_batched_tokens
-    if speculative is not None and not rules.charges_draft_rows:
-        max_num_batched_tokens -= speculative.draft_rows * engine.max_num_seqs
-    limits = SchedulerLimits(
+    if engine.speculative is not None and not rules.charges_draft_rows:
+        max_num_batched_tokens -= engine.speculative.draft_rows * engine.max_num_seqs
+    return SchedulerLimits(
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=engine.max_model_len,
@@ -59,14 +94,19 @@ def build_scheduler(
         watermark_blocks=int(engine.watermark * memory.num_gpu_blocks),
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
     )
-    reads_ahead = speculative is not None and speculative.reads_hidden_states
+
+
+def _kv_cache(
+    engine: EngineConfig, memory: MemoryBudget, rules: Rules, track_ids: bool
+) -> KVCacheManager[Any]:
+    if engine.allocator != "paged":
+        return _contiguous(engine, memory)
+    assert engine.max_model_len is not None
+    reads_ahead = engine.speculative is not None and engine.speculative.reads_hidden_states
     hash_lookahead_tokens = int(reads_ahead and rules.hashes_lookahead)
     drop_last_hit = reads_ahead and not rules.hashes_lookahead
-    kv: KVCacheManager[Any]
-    if engine.allocator == "contiguous-max":
-        kv = ContiguousKVCache(memory.contiguous_tokens, engine.max_model_len)
-    elif memory.kv_layout.group_windows != (None,):
-        kv = GroupedKVCache(
+    if memory.kv_layout.group_windows != (None,):
+        return GroupedKVCache(
             memory.num_gpu_blocks,
             engine.block_size,
             memory.kv_layout.group_windows,
@@ -78,32 +118,32 @@ def build_scheduler(
             hash_lookahead_tokens=hash_lookahead_tokens,
             drop_last_hit=drop_last_hit,
         )
-    else:
-        kv = PagedKVCache(
-            memory.num_gpu_blocks,
-            engine.block_size,
-            enable_prefix_caching=engine.enable_prefix_caching,
-            blank_blocks_first=rules.blank_blocks_first,
-            track_ids=track_ids,
-            hash_lookahead_tokens=hash_lookahead_tokens,
-            drop_last_hit=drop_last_hit,
+    return PagedKVCache(
+        memory.num_gpu_blocks,
+        engine.block_size,
+        enable_prefix_caching=engine.enable_prefix_caching,
+        blank_blocks_first=rules.blank_blocks_first,
+        track_ids=track_ids,
+        hash_lookahead_tokens=hash_lookahead_tokens,
+        drop_last_hit=drop_last_hit,
+    )
+
+
+def _contiguous(engine: EngineConfig, memory: MemoryBudget) -> ContiguousKVCache:
+    """Memory in one piece; raises MemoryDoesNotFitError when the longest request could never be admitted."""
+    most, slots, fit = engine.max_model_len or 0, memory.contiguous_tokens, engine.contiguous_fit
+    space = build_address_space(fit, slots)
+    longest = space.granted(most)
+    if longest > space.largest_hole:
+        what = "contiguous slots" if fit != "buddy" else "slots, the next power of two,"
+        raise MemoryDoesNotFitError(
+            Problem(
+                f"a request of this length needs {longest:,} {what} and the largest piece of the pool of "
+                f"{slots:,} has {space.largest_hole:,}",
+                path="engine.max_model_len",
+                got=str(most),
+                next_step=f"set engine.max_model_len to at most {space.largest_hole}",
+            )
         )
-    if speculative is None:
-        return Scheduler(limits, rules, kv, windows, one_by_one=one_by_one)
-    if accept is None:
-        raise ValueError("an engine that speculates needs a law of acceptance")
-    speculation = Speculation(
-        speculative.num_speculative_tokens,
-        speculative.keeps_kv,
-        speculative.reads_hidden_states,
-        speculative.draft_rows,
-    )
-    return SpeculativeScheduler(
-        limits,
-        rules,
-        kv,
-        windows,
-        speculation=speculation,
-        accept=accept,
-        asynchronous=engine.async_scheduling,
-    )
+    policy = cast(Reservation, engine.allocator.removeprefix("contiguous-"))
+    return ContiguousKVCache(slots, most, policy, fit)

@@ -68,11 +68,13 @@ class StepLog(_Columns):
         "running",  # requests, after scheduling
         "waiting",
         "preemptions",  # in the first step
-        # KV cache after scheduling the first step, in token slots; the six classes add up to the pool
+        "admission_failure",  # why the head of the queue waits in the first step: Log.ADMISSION_FAILURES
+        # KV cache after scheduling the first step, in token slots; the seven classes add up to the pool
         "kv_tokens",  # written (or being written in this step) and still needed, shared slots counted once
         "kv_reserved",  # allocated to a live request, empty, will be filled
         "kv_internal",  # allocated to a live request, will never be filled
-        "kv_external",  # lost between allocations: cannot be handed out, belongs to nobody
+        "kv_round_up",  # allocated to a live request beyond what was asked for
+        "kv_holes",  # free, in pieces too small to be used
         "kv_cached",  # prefix-cache blocks that no live request uses; reclaimable
         "kv_free",
         "kv_logical",  # as kv_tokens, shared slots counted once per sharer
@@ -80,7 +82,8 @@ class StepLog(_Columns):
         "end_kv_tokens",
         "end_kv_reserved",
         "end_kv_internal",
-        "end_kv_external",
+        "end_kv_round_up",
+        "end_kv_holes",
         "end_kv_cached",
         "end_kv_free",
         "end_kv_logical",
@@ -108,6 +111,10 @@ class Log:
     STATUSES = ("finished_stop", "finished_length", "refused", "running", "waiting")
     """finished_length: cut by max_model_len; refused: the prompt fills max_model_len; the last two: the
     simulation ended before them."""
+
+    ADMISSION_FAILURES = ("none", "seats", "memory", "fit", "watermark")
+    """seats: max_num_seqs requests run, or a batch that nobody may join; memory: too little is free; fit:
+    enough is free, in holes that are too small; watermark: enough is free, but not above the watermark."""
 
     def __init__(self) -> None:
         self.steps = StepLog()

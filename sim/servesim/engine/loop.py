@@ -301,6 +301,7 @@ class Engine:
             flight.done, shape.num_decodes, len(shape.chunks), sum([tokens for tokens, _ in shape.chunks]),
             shape.decode_context_tokens[0], shape.num_sampled - plan.num_discarded, itl_samples,
             plan.running - plan.num_draining, plan.waiting, len(plan.preempted),
+            plan.failure,
             *flight.usage, *flight.end_usage,
         )  # fmt: skip
         for state in plan.finishing:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from servesim.cost.step_time import StepShape
 from servesim.engine.queues import WaitingQueue
-from servesim.engine.state import Plan, RequestState, Status
+from servesim.engine.state import AdmissionFailure, Plan, RequestState, Status
 from servesim.engine.versions import Rules
 from servesim.kv.base import KVCacheManager, PrefixHit, Usage
 from servesim.workload.request import Request
@@ -63,6 +63,7 @@ class OneByOneScheduler:
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
         self.num_preemptions = 0
+        self.admission_failures = [0] * len(AdmissionFailure)
         self._windows = windows
         self._loose: dict[RequestState, None] = {}  # running, each with numbers of its own
         self._in_flight: deque[Plan] = deque()
@@ -74,12 +75,14 @@ class OneByOneScheduler:
 
     def add(self, request: Request) -> RequestState:
         """Take a request in; refused when its prompt leaves no room for an output token, as vLLM does."""
-        sequence = self.kv.new_sequence(request.prompt, request.prompt_tokens, request.output_name)
+        sequence = self.kv.new_sequence(
+            request.prompt, request.prompt_tokens, request.output_name, request.output_tokens
+        )
         state = RequestState(request, sequence, self.limits.max_model_len)
         if request.prompt_tokens >= self.limits.max_model_len:
             state.status = Status.REFUSED
             return state
-        state.final_waste, state.waste_from_slot = self.kv.final_waste(state.final_slots)
+        state.final_waste, state.waste_from_slot = self.kv.final_waste(sequence, state.final_slots)
         self._outputs_are_shared |= request.output_name is not None
         self.news = True  # also behind a blocked head: the log counts who waits, step by step
         self.waiting.append(state)
@@ -120,8 +123,12 @@ class OneByOneScheduler:
         return contiguous, gaps
 
     def counters(self) -> dict[str, int]:
-        """Totals that only some ways of scheduling have."""
-        return {}
+        """Further totals: requests that waited at the head of the queue, by reason."""
+        return {
+            f"admission_failures_{why.name.lower()}": self.admission_failures[why]
+            for why in AdmissionFailure
+            if why
+        }
 
     def usage(self) -> Usage:
         """The KV pool by class, as scheduled so far."""
@@ -224,9 +231,10 @@ class OneByOneScheduler:
         """vLLM's second loop: the waiting requests; returns whether what stopped it lasts until news come."""
         limits, kv = self.limits, self.kv
         while self.waiting and budget > 0:
-            if len(self.running) >= limits.max_num_seqs:
-                break
             request = self.waiting.head
+            if len(self.running) >= limits.max_num_seqs:
+                self._deny(plan, request, AdmissionFailure.SEATS)
+                break
             total = request.num_tokens
             hit = kv.find_hit(request.sequence, total - 1)
             cached = hit.num_tokens if hit else 0
@@ -244,11 +252,15 @@ class OneByOneScheduler:
                 return self._wait(plan, request, hit)
             want = min(want, budget)
             slots = min(cached + want + self._admission_slots, limits.max_model_len)
-            free = kv.num_free_blocks - (limits.watermark_blocks if self.running else 0)
-            if (
-                limits.scheduler_reserve_full_isl
-                and kv.num_blocks_to_admit(request.sequence, total, hit) > free
-            ) or kv.num_blocks_needed(request.sequence, slots, hit) > free:
+            needed = kv.num_blocks_needed(request.sequence, slots, hit)
+            if limits.scheduler_reserve_full_isl:
+                needed = max(needed, kv.num_blocks_to_admit(request.sequence, total, hit))
+            if needed > kv.num_free_blocks:
+                fits = kv.deny(needed)
+                self._deny(plan, request, AdmissionFailure.FIT if fits else AdmissionFailure.MEMORY)
+                return self._wait(plan, request, hit)
+            if self.running and needed > kv.num_free_blocks - limits.watermark_blocks:
+                self._deny(plan, request, AdmissionFailure.WATERMARK)
                 return self._wait(plan, request, hit)
             self.waiting.popleft()
             kv.allocate(request.sequence, slots, hit)
@@ -271,9 +283,21 @@ class OneByOneScheduler:
             plan.lookup = (request.num_tokens, hit.num_tokens)
         return not self._outputs_are_shared and not (hit and hit.num_evictable)
 
+    def _deny(self, plan: Plan, request: RequestState, why: AdmissionFailure) -> None:
+        """Note why the head of the queue is not admitted; a request counts once for each reason.
+
+        Watermark and lack of memory are one reason, named as it was first: free blocks run out by themselves.
+        """
+        plan.failure = why
+        reason = 1 << (AdmissionFailure.MEMORY if why is AdmissionFailure.WATERMARK else why)
+        if not request.failures & reason:
+            request.failures |= reason
+            self.admission_failures[why] += 1
+
     def _start(self, plan: Plan, request: RequestState, cached: int) -> None:
         self.running[request] = self._loose[request] = None
         request.status = Status.RUNNING
+        request.failures = 0
         request.num_computed_tokens = cached
         request.admission = self._num_admissions
         self._num_admissions += 1

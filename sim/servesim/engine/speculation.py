@@ -70,6 +70,7 @@ class SpeculativeScheduler(Scheduler):
         """vLLM's counters of speculative decoding."""
         per_position = self.num_accepted_tokens_per_pos
         return {
+            **super().counters(),
             "spec_decode_num_drafts": self.num_drafts,
             "spec_decode_num_draft_tokens": self.num_draft_tokens,
             "spec_decode_num_accepted_tokens": sum(per_position),

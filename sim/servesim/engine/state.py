@@ -9,7 +9,7 @@ from typing import Any
 from servesim.cost.step_time import StepShape
 from servesim.workload.request import Request
 
-__all__ = ["Plan", "RequestState", "Status"]
+__all__ = ["AdmissionFailure", "Plan", "RequestState", "Status"]
 
 
 class Status(IntEnum):
@@ -20,6 +20,16 @@ class Status(IntEnum):
     REFUSED = 2
     RUNNING = 3
     WAITING = 4
+
+
+class AdmissionFailure(IntEnum):
+    """Why the head of the queue waits, in the order of Log.ADMISSION_FAILURES."""
+
+    NONE = 0
+    SEATS = 1
+    MEMORY = 2
+    FIT = 3
+    WATERMARK = 4
 
 
 class RequestState:
@@ -35,6 +45,7 @@ class RequestState:
         "cached_tokens",
         "emitted_s",
         "emitted_step",
+        "failures",
         "final_waste",
         "first_token_s",
         "grouped",
@@ -73,6 +84,7 @@ class RequestState:
         self.num_slots = 0  # most KV slots asked for since the last admission
         self.is_prefill_chunk = False  # its last step computed a part of the tokens it had
         self.num_preemptions = 0
+        self.failures = 0  # AdmissionFailures since it waits, a bit each
         self.cached_tokens = -1  # not looked up yet
         self.grouped = False
         self.offset = 0
@@ -108,7 +120,8 @@ class Plan:
     ``running`` counts, as vLLM does, also ``num_draining`` whose last token is in an earlier step.
     ``drafts`` counts the draft tokens among those scheduled, by request; those of a request in ``padded`` are
     mere placeholders. ``num_discarded`` are sampled tokens that came to nothing, known once committed.
-    ``lookup`` is the prefix-cache look-up (tokens, hits) of a waiting request that did not fit.
+    ``lookup`` is the prefix-cache look-up (tokens, hits) of a waiting request that did not fit, ``failure``
+    why it did not.
 
     The values in the class are those of a step of the decode group alone; its lists stay empty.
     """
@@ -124,6 +137,7 @@ class Plan:
     num_discarded = 0
     num_draining = 0
     lookup = (0, 0)
+    failure = AdmissionFailure.NONE
     running: int
     waiting: int
     shape: StepShape

@@ -29,14 +29,16 @@ class Usage(NamedTuple):
 
     tokens: written (or being written in this step) and still needed, a shared slot counted once.
     reserved: allocated, empty, will be filled by its request. internal: allocated, never to be filled.
-    external: unusable between allocations. cached: reclaimable prefix-cache blocks. free: the rest.
+    round_up: allocated beyond what was asked for. holes: free, but in pieces too small to be used.
+    cached: reclaimable prefix-cache blocks. free: the rest.
     logical: as tokens, a shared slot counted once per sharer.
     """
 
     tokens: int
     reserved: int
     internal: int
-    external: int
+    round_up: int
+    holes: int
     cached: int
     free: int
     logical: int
@@ -66,13 +68,20 @@ class KVCacheManager(Protocol[SequenceT]):
         ...
 
     def new_sequence(
-        self, prompt: Sequence[tuple[Hashable | None, int]], prompt_tokens: int, output_name: Hashable | None
+        self,
+        prompt: Sequence[tuple[Hashable | None, int]],
+        prompt_tokens: int,
+        output_name: Hashable | None,
+        output_tokens: int | None = None,
     ) -> SequenceT:
-        """A sequence with no memory yet, described by the content of its prompt."""
+        """A sequence with no memory yet, described by the content of its prompt.
+
+        ``output_tokens`` is the length of its output, for managers that reserve; None when nobody knows it.
+        """
         ...
 
-    def final_waste(self, final_slots: int) -> tuple[int, int]:
-        """Slots that a sequence of ``final_slots`` slots never fills, and from which slot it holds them."""
+    def final_waste(self, sequence: SequenceT, final_slots: int) -> tuple[int, int]:
+        """Slots that a sequence of ``final_slots`` slots in the end never fills, and from which slot on."""
         ...
 
     def find_hit(self, sequence: SequenceT, num_tokens: int) -> PrefixHit | None:
@@ -85,6 +94,13 @@ class KVCacheManager(Protocol[SequenceT]):
 
     def num_blocks_to_admit(self, sequence: SequenceT, num_tokens: int, hit: PrefixHit | None) -> int:
         """Free blocks that a new sequence of ``num_tokens`` tokens must find before any is computed."""
+        ...
+
+    def deny(self, num_blocks: int) -> bool:
+        """Note that the head of the queue waits for so many blocks.
+
+        Returns whether as many are free, so that only their places are wrong.
+        """
         ...
 
     def release(self, sequence: SequenceT, num_processed_tokens: int) -> None:
@@ -117,6 +133,10 @@ class KVCacheManager(Protocol[SequenceT]):
         A first slot of -1 stands for slots that were given back. A paged manager knows them only when it
         tracks block ids.
         """
+        ...
+
+    def hole_sizes(self) -> list[int]:
+        """Slots of every run of free slots, by address; empty where any free block serves as well."""
         ...
 
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 
 from servesim.kv.base import PrefixHit, Usage
-from servesim.kv.paged import BlockPool, PagedKVCache, PagedSequence
+from servesim.kv.paged import BlockPool, PagedKVCache, PagedSequence, spans_of
 from servesim.kv.window import SlidingKVCache, longest_run
 
 __all__ = ["GroupedKVCache"]
@@ -75,14 +75,18 @@ class GroupedKVCache:
         return self.pool.evictions
 
     def new_sequence(
-        self, prompt: Sequence[tuple[Hashable | None, int]], prompt_tokens: int, output_name: Hashable | None
+        self,
+        prompt: Sequence[tuple[Hashable | None, int]],
+        prompt_tokens: int,
+        output_name: Hashable | None,
+        output_tokens: int | None = None,
     ) -> GroupedSequence:
         """A sequence without blocks."""
         return tuple(group.new_sequence(prompt, prompt_tokens, output_name) for group in self._groups)
 
-    def final_waste(self, final_slots: int) -> tuple[int, int]:
+    def final_waste(self, sequence: GroupedSequence, final_slots: int) -> tuple[int, int]:
         """The empty end of the last block, in one group."""
-        return self._groups[0].final_waste(final_slots)
+        return self._groups[0].final_waste(sequence[0], final_slots)
 
     def find_hit(self, sequence: GroupedSequence, num_tokens: int) -> PrefixHit | None:
         """The longest prefix that every group holds; each may shorten it, until none does."""
@@ -146,6 +150,10 @@ class GroupedKVCache:
         groups = zip(self._groups, sequence, hits, strict=True)
         return sum(group.num_blocks_to_admit(part, num_tokens, of) for group, part, of in groups)
 
+    def deny(self, num_blocks: int) -> bool:
+        """Any free block serves, so too few are free."""
+        return False
+
     def release(self, sequence: GroupedSequence, num_processed_tokens: int) -> None:
         """Free what has left the windows."""
         for group, part in zip(self._groups, sequence, strict=True):
@@ -182,15 +190,17 @@ class GroupedKVCache:
         return [group.block_ids(part) for group, part in zip(self._groups, sequence, strict=True)]
 
     def spans(self, sequence: GroupedSequence) -> list[tuple[int, int]]:
-        """The blocks of the sequence as runs of slots, group after group; needs track_ids."""
-        return [span for group, part in self._parts(sequence) for span in group.spans(part)]
+        """Runs of neighbouring blocks, group by group; needs track_ids."""
+        return [span for ids in self.block_ids(sequence) for span in spans_of(ids, self.block_size)]
 
     def cached_spans(self, sequence: GroupedSequence) -> list[tuple[int, int]]:
         """Those that stay hit-able once the sequence has given them back; needs track_ids."""
-        return [span for group, part in self._parts(sequence) for span in group.cached_spans(part)]
+        groups = zip(self._groups, sequence, strict=True)
+        return [span for group, part in groups for span in group.cached_spans(part)]
 
-    def _parts(self, sequence: GroupedSequence) -> Iterator[tuple[PagedKVCache, PagedSequence]]:
-        return zip(self._groups, sequence, strict=True)
+    def hole_sizes(self) -> list[int]:
+        """None: any free block serves."""
+        return []
 
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class, in slots of one group's tokens."""
@@ -202,7 +212,8 @@ class GroupedKVCache:
             tokens=used - empty,
             reserved=empty - final_waste * groups,
             internal=final_waste * groups,
-            external=0,
+            round_up=0,
+            holes=0,
             cached=self.pool.num_cached * size,
             free=(self.pool.num_free - self.pool.num_cached) * size,
             logical=written,

@@ -7,13 +7,12 @@ are reclaimed is vLLM's, block for block (vllm/v1/core/block_pool.py, kv_cache_m
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from servesim.kv.base import PrefixHit, Usage
 from servesim.kv.content import ContentTree, Node
-from servesim.kv.spans import spans_of
 
-__all__ = ["BlockPool", "Extent", "PagedKVCache", "PagedSequence", "first_copy", "parts_of"]
+__all__ = ["BlockPool", "Extent", "PagedKVCache", "PagedSequence", "first_copy", "parts_of", "spans_of"]
 
 
 class Extent:
@@ -74,6 +73,20 @@ def first_copy(node: Node, block: int) -> Extent | None:
         if extent.low <= block < extent.high:
             return extent
     return None
+
+
+def spans_of(ids: Iterable[int], block_size: int) -> list[tuple[int, int]]:
+    """Blocks of consecutive numbers as runs of (first slot, slots); (-1, slots) for null blocks."""
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for number in ids:
+        first = (number - 1) * block_size if number else -1
+        if spans and (first == end if number else spans[-1][0] < 0):
+            spans[-1] = (spans[-1][0], spans[-1][1] + block_size)
+        else:
+            spans.append((first, block_size))
+        end = first + block_size if number else -1
+    return spans
 
 
 class BlockPool:
@@ -229,12 +242,16 @@ class PagedKVCache:
         return self.pool.evictions
 
     def new_sequence(
-        self, prompt: Sequence[tuple[Hashable | None, int]], prompt_tokens: int, output_name: Hashable | None
+        self,
+        prompt: Sequence[tuple[Hashable | None, int]],
+        prompt_tokens: int,
+        output_name: Hashable | None,
+        output_tokens: int | None = None,
     ) -> PagedSequence:
         """A sequence without blocks."""
         return PagedSequence(self._tree.path(prompt, prompt_tokens, output_name) if self._caching else [])
 
-    def final_waste(self, final_slots: int) -> tuple[int, int]:
+    def final_waste(self, sequence: PagedSequence, final_slots: int) -> tuple[int, int]:
         """The empty end of the last block, held from the first slot of that block on."""
         waste = -final_slots % self.block_size
         return waste, final_slots + waste - self.block_size + 1
@@ -281,6 +298,10 @@ class PagedKVCache:
     def num_blocks_to_admit(self, sequence: PagedSequence, num_tokens: int, hit: PrefixHit | None) -> int:
         """As for any slots: nothing is freed before the sequence ends."""
         return self.num_blocks_needed(sequence, num_tokens, hit)
+
+    def deny(self, num_blocks: int) -> bool:
+        """Any free block serves, so too few are free."""
+        return False
 
     def release(self, sequence: PagedSequence, num_processed_tokens: int) -> None:
         """Full attention looks at every token again."""
@@ -346,12 +367,16 @@ class PagedKVCache:
         return ids + (sequence.blank_ids or [])
 
     def spans(self, sequence: PagedSequence) -> list[tuple[int, int]]:
-        """The blocks of the sequence as runs of slots; needs track_ids."""
+        """Runs of neighbouring blocks; needs track_ids."""
         return spans_of(self.block_ids(sequence), self.block_size)
 
     def cached_spans(self, sequence: PagedSequence) -> list[tuple[int, int]]:
         """Those that stay hit-able once the sequence has given them back; needs track_ids."""
         return spans_of(self.block_ids(sequence)[: sequence.num_cached], self.block_size)
+
+    def hole_sizes(self) -> list[int]:
+        """None: any free block serves."""
+        return []
 
     def usage(self, computed_tokens: int, final_waste: int) -> Usage:
         """The pool by class; only the last blocks of a sequence have empty slots."""
@@ -362,7 +387,8 @@ class PagedKVCache:
             tokens=used - empty,
             reserved=empty - final_waste,
             internal=final_waste,
-            external=0,
+            round_up=0,
+            holes=0,
             cached=pool.num_cached * size,
             free=(pool.num_free - pool.num_cached) * size,
             logical=computed_tokens - self.num_null_blocks * size,

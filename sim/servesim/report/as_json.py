@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from servesim.analysis.comparison import compare_summaries
 from servesim.analysis.distribution import PERCENTILES, Distribution
+from servesim.analysis.expectations import Finding
 from servesim.analysis.summary import Speculation, Summary
+from servesim.report.expectations import expectations_json
 from servesim.report.words import memory_parts
 
 __all__ = ["comparison_json", "plain", "result", "to_json"]
 
 
-def to_json(summary: Summary, **more: Any) -> str:
-    """The result object as text, keys always in the same order, with a line end; ``more`` keys come last."""
-    return _text(result(summary) | more)
+def to_json(summary: Summary, findings: Sequence[Finding] | None = None, **more: Any) -> str:
+    """The result object as text, keys always in the same order, with a line end.
+
+    ``findings``: expectations that were checked, to be told with it; ``more`` keys come last.
+    """
+    told = {} if findings is None else {"expectations": expectations_json(findings)}
+    return _text({**result(summary), **told, **more})
 
 
 def comparison_json(a: Summary, b: Summary, **more: Any) -> str:
@@ -100,6 +107,8 @@ def _ours(summary: Summary) -> dict[str, Any]:
             "classes_add_up_to_pool": kv.adds_up,
             "mean_share": kv.mean,
             "mean_share_in_queue": kv.in_queue,
+            "external": kv.external,
+            "external_in_queue": kv.external_in_queue,
         },
         "gpu_memory_bytes": {part.key: part.size_bytes for part in memory_parts(summary.memory)},
         "slo": [asdict(check) | {"met": check.met} for check in summary.slo],

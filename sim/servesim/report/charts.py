@@ -34,15 +34,16 @@ Floats = NDArray[np.float64]
 
 # Okabe and Ito's palette, told apart by people of every colour vision.
 BLUE, SKY, ORANGE, VERMILLION, PURPLE = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7"
-PALE_PURPLE = "rgba(204,121,167,0.7)"
+DARK_GREY = "#5C6B73"
 PALE_GREEN, PALE_GREY = "rgba(0,158,115,0.6)", "rgba(140,148,158,0.22)"
 
 KV_COLOURS = {
     "tokens": BLUE,
     "reserved": SKY,
     "internal": ORANGE,
-    "external": VERMILLION,
-    "watermark": PALE_PURPLE,
+    "round_up": PURPLE,
+    "holes": VERMILLION,
+    "watermark": DARK_GREY,
     "cached": PALE_GREEN,
     "free": PALE_GREY,
 }

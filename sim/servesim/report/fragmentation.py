@@ -33,20 +33,25 @@ __all__ = [
     "share_table",
 ]
 
-_LABEL, _COLUMN = 34, 18
+_LABEL, _COLUMN = 34, 15
 
 
 def lab_text(lab: Lab) -> str:
     """One table: a column for each allocator, then the block sizes."""
     accounts = [entry.account for entry in lab.entries]
-    width = _LABEL + _COLUMN * len(accounts)
-    lines = [f"{' KV-memory fragmentation ':=^{width}}", _row("", [account.name for account in accounts])]
+    column = max(_COLUMN, *(len(account.name) + 2 for account in accounts))
+    width = _LABEL + column * len(accounts)
+
+    def row(label: str, cells: Sequence[str]) -> str:
+        return f"{label:<{_LABEL}}" + "".join(f"{cell:>{column}}" for cell in cells)
+
+    lines = [f"{' KV-memory fragmentation ':=^{width}}", row("", [account.name for account in accounts])]
     lines.append(f"{f' {period(accounts)} (% of the pool) ':-^{width}}")
     lines += [
-        _row(FRAGMENT_LABELS[name], [_share(account.pressed, name) for account in accounts])
+        row(FRAGMENT_LABELS[name], [_share(account.pressed, name) for account in accounts])
         for name in _present(accounts)
     ]
-    lines.append(_row("Lost in all", [f"{account.pressed.lost * 100:.1f}" for account in accounts]))
+    lines.append(row("Lost in all", [f"{account.pressed.lost * 100:.1f}" for account in accounts]))
     shared = any(account.sharing > 1.005 for account in accounts)
     what = "Closed form, as if nothing were shared" if shared else "Closed form, from the lengths alone"
     lines.append(f"{f' {what} ':-^{width}}")
@@ -54,17 +59,17 @@ def lab_text(lab: Lab) -> str:
         values = [(account.predicted_shares() or {}).get(name, math.nan) for account in accounts]
         if any(value > 0 for value in values):
             label = FRAGMENT_LABELS.get(name, name)
-            lines.append(_row(label, [_number(value * 100, 1) for value in values]))
+            lines.append(row(label, [_number(value * 100, 1) for value in values]))
     lines.append(f"{' What it costs ':-^{width}}")
     for label, of in _figures(lab.entries):
-        lines.append(_row(label, [of(entry) for entry in lab.entries]))
+        lines.append(row(label, [of(entry) for entry in lab.entries]))
     if lab.block_sizes:
         lines.append(f"{' Block size (paged) ':-^{width}}")
         table = block_table(lab.block_sizes)
-        widths = [max(len(row[i]) for row in (table.head, *table.rows)) for i in range(len(table.head))]
+        widths = [max(len(cells[i]) for cells in (table.head, *table.rows)) for i in range(len(table.head))]
         lines += [
-            "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
-            for row in (table.head, *table.rows)
+            "  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
+            for cells in (table.head, *table.rows)
         ]
     lines.append("=" * width)
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -309,10 +314,6 @@ def _quantiles(shares: Shares, name: str) -> str:
     share = shares.of[name]
     low, high, peak = (f"{value * 100:.1f}" for value in (share.p5, share.p95, share.peak))
     return f"{share.mean * 100:.1f} ({low} to {high}; peak {peak})"
-
-
-def _row(label: str, cells: Sequence[str]) -> str:
-    return f"{label:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
 
 
 def _number(value: float, decimals: int) -> str:

@@ -28,7 +28,8 @@ KV_LABELS = {
     "tokens": "Token states",
     "reserved": "Reserved",
     "internal": "Internal waste",
-    "external": "External waste",
+    "round_up": "Round-up",
+    "holes": "Holes",
     "cached": "Cached prefixes",
     "free": "Free",
 }
@@ -37,12 +38,13 @@ KV_MEANINGS = {
     "tokens": "holds keys and values that a live request still needs",
     "reserved": "allocated to a live request, empty now, will be filled",
     "internal": "allocated to a live request, will never be filled",
-    "external": "lost between allocations; nobody can use it",
+    "round_up": "allocated beyond what was asked for, such as to a power of two",
+    "holes": "free, but in pieces too small to be used",
     "cached": "prefix cache that no live request uses; given up on demand",
     "free": "never used, or given back",
 }
 
-FRAGMENT_LABELS = {"round_up": "Round-up", "holes": "Holes", **KV_LABELS, "watermark": "Watermark"}
+FRAGMENT_LABELS = {**KV_LABELS, "watermark": "Watermark"}
 
 LATENCY_TITLES = {
     "ttft": "Time to First Token",

@@ -11,6 +11,7 @@ import numpy as np
 from servesim.config.workload import (
     EmpiricalTokens,
     FixedTokens,
+    GammaTokens,
     GeometricTokens,
     LognormalTokens,
     TokensConfig,
@@ -35,8 +36,10 @@ def drawn_lengths(config: TokensConfig, stream: Stream, find_file: Callable[[str
             return _lognormal(config, stream)
         case GeometricTokens():
             return _geometric(config, stream)
+        case GammaTokens():
+            return _gamma(config, stream)
         case EmpiricalTokens():
-            return _empirical(read_column(find_file(config.file), config.column), stream)
+            return _empirical(_rescaled(config, read_column(find_file(config.file), config.column)), stream)
 
 
 def recorded_lengths(values: IntArray) -> Column[int]:
@@ -78,6 +81,22 @@ def _geometric(config: GeometricTokens, stream: Stream) -> Column[int]:
         return 1 + (np.log1p(-stream.uniforms(start, count)) / log_continue).astype(np.int64)
 
     return Column(block)
+
+
+def _gamma(config: GammaTokens, stream: Stream) -> Column[int]:
+    most = _MOST_TOKENS if config.max_tokens is None else config.max_tokens
+
+    def block(start: int, count: int) -> IntArray:
+        tokens = config.mean_tokens * stream.gammas(config.shape, start, count)
+        return np.clip(np.rint(tokens), 1, most).astype(np.int64)
+
+    return Column(block)
+
+
+def _rescaled(config: EmpiricalTokens, values: IntArray) -> IntArray:
+    if config.mean_tokens is not None:
+        values = np.rint(values * (config.mean_tokens / values.mean())).astype(np.int64)
+    return np.clip(values, 1, config.max_tokens)
 
 
 def _empirical(values: IntArray, stream: Stream) -> Column[int]:
