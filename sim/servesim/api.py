@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from servesim.analysis.fragmentation import Fragmentation
     from servesim.analysis.kernel_fit import KernelFit
     from servesim.analysis.lab import Lab
+    from servesim.analysis.prefix_cache import CacheStudy
     from servesim.analysis.validate import Validation
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Comparison",
     "FinishedComparison",
     "FragmentationReport",
+    "PrefixCacheReport",
     "Result",
     "calibrate",
     "check",
@@ -48,6 +50,7 @@ __all__ = [
     "fragmentation",
     "is_finished",
     "load",
+    "prefix_cache",
     "simulate",
     "trace",
     "validate",
@@ -238,6 +241,30 @@ class FragmentationReport:
 
 
 @dataclass(frozen=True)
+class PrefixCacheReport:
+    """Hit rate of the prefix cache against its size."""
+
+    study: CacheStudy
+
+    def __str__(self) -> str:
+        from servesim.report.prefix_cache import cache_text
+
+        return cache_text(self.study)
+
+    def to_json(self) -> str:
+        """Every size, with its hit rate."""
+        from servesim.report.prefix_cache import cache_json
+
+        return cache_json(self.study)
+
+    def files(self) -> dict[str, str]:
+        """Everything that ``servesim prefix-cache --out`` writes, by file name."""
+        from servesim.report.prefix_cache import cache_html
+
+        return {"prefix-cache.html": cache_html(self.study), "prefix-cache.json": self.to_json()}
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Simulations of recorded runs beside what was recorded."""
 
@@ -365,6 +392,22 @@ def fragmentation(
     from servesim.analysis.lab import run_lab
 
     return FragmentationReport(run_lab(str(scenario), overrides, **options))
+
+
+def prefix_cache(
+    scenario: Source,
+    sizes_tokens: Sequence[int] = (),
+    *,
+    overrides: Sequence[str] = (),
+    on_size: Callable[[float], None] = lambda size: None,
+) -> PrefixCacheReport:
+    """Replay a scenario's prompts through prefix caches of several sizes, without an engine.
+
+    Sizes in tokens; multiples of the engine's own pool when none are given.
+    """
+    from servesim.analysis.prefix_cache import study_cache
+
+    return PrefixCacheReport(study_cache(_prepare(scenario, overrides), sizes_tokens, on_size))
 
 
 def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedScenario, MemoryBudget, int]:

@@ -20,10 +20,19 @@ if TYPE_CHECKING:
         Comparison,
         FinishedComparison,
         FragmentationReport,
+        PrefixCacheReport,
         Result,
     )
 
-    Report = Accuracy | Calibrations | Comparison | FinishedComparison | FragmentationReport | Result
+    Report = (
+        Accuracy
+        | Calibrations
+        | Comparison
+        | FinishedComparison
+        | FragmentationReport
+        | PrefixCacheReport
+        | Result
+    )
 
 __all__ = ["app", "main"]
 
@@ -173,6 +182,29 @@ def fragmentation(
         write(report)
 
 
+@app.command("prefix-cache")
+def prefix_cache(
+    scenario: Scenario,
+    sizes: Annotated[
+        str, typer.Option(help="Sizes in tokens with commas between, as 3e6,10e6; multiples of the pool.")
+    ] = "",
+    set_: Overrides = None,
+    seed: Seed = None,
+    json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Replay the prompts through prefix caches of several sizes and show how much each would find."""
+    from servesim import api
+
+    loaded = api.load(scenario, _overrides(set_, seed))
+    wanted = out is not None or not json
+    with _output(out, f"{loaded.scenario.name}-prefix-cache", wanted=wanted) as write:
+        tell = lambda size: typer.echo(f"Replaying: {size:,.0f} tokens", err=True)  # noqa: E731
+        report = api.prefix_cache(loaded, _sizes(sizes), on_size=tell)
+        _print(report, json)
+        write(report)
+
+
 @app.command()
 def check(scenario: Scenario, set_: Overrides = None, seed: Seed = None) -> None:
     """Validate a scenario, its files and its memory without simulating."""
@@ -314,6 +346,16 @@ def main() -> None:
 
 def _overrides(set_: list[str] | None, seed: int | None) -> list[str]:
     return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(float(part)) for part in text.split(",") if part.strip()]
+    except (ValueError, OverflowError):
+        sizes = [0]
+    if not all(size > 0 for size in sizes):
+        raise typer.BadParameter(f"{text!r} is not a list of sizes in tokens", param_hint="--sizes")
+    return sizes
 
 
 def _block_sizes(text: str) -> list[int]:

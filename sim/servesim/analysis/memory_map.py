@@ -36,7 +36,7 @@ TICKS = 4000
 MAX_ENDS = 800
 """The stretch lies before this many requests have ended, since each step up to it is computed on its own."""
 _MOST_BANDS = 24_000
-_CLOSE_UP = 500  # blocks of a paged pool in which single requests can be told apart
+_CLOSE_UP = 200  # blocks of a paged pool in which single requests can be told apart
 _STAYS = 3.0  # mean stays of a request that a stretch lasts
 _INSTANTS = 400
 _SIZES = tuple(2**k for k in range(21))
