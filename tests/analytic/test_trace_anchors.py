@@ -142,7 +142,7 @@ def last_rows(of: dict[str, Floats], line: Any) -> NDArray[np.intp]:
 
 @pytest.mark.parametrize(("name", "on_average"), [("conv", 42), ("code", 41), ("sharegpt", 9.2)])
 def test_used_share_of_reservations_by_simulation(name: str, on_average: float) -> None:
-    """One request at a time, so that the pool is its reservation; those that do not fit are left out after."""
+    """One request at a time, so that the pool is its reservation; those that do not fit are left out."""
     prompt, output = lengths(name)
     count = min(len(prompt), 20_000)
     fits = prompt[:count] + output[:count] <= 2048

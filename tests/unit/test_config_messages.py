@@ -140,7 +140,8 @@ def message_of(path: Path) -> str:
         (
             "block_size: 16",
             "allocator:",
-            "FILE:5:13  engine.allocator  must not be empty  allowed: paged, contiguous-max, contiguous-pow2, contiguous-oracle  ->"
+            "FILE:5:13  engine.allocator  must not be empty  allowed: paged, contiguous-max, contiguous-pow2,"
+            " contiguous-oracle  ->"
             " give it a value,"
             " or remove the key",
         ),

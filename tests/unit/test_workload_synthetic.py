@@ -135,6 +135,20 @@ class TestLengths:
         tail = (1 - stop) ** 3
         assert_mean(drawn > 3, tail, math.sqrt(tail * (1 - tail)) + 1e-12)
 
+    @pytest.mark.parametrize("shape", [0.5, 1.29, 20.0])
+    def test_gamma_moments(self, shape: float) -> None:
+        drawn = lengths({"law": "gamma", "mean_tokens": 5000, "shape": shape})
+        assert_mean(drawn, 5000, 5000 / math.sqrt(shape))
+        assert drawn.std() == pytest.approx(5000 / math.sqrt(shape), rel=0.05)
+        assert drawn.min() >= 1
+        assert lengths({"law": "gamma", "mean_tokens": 5000, "shape": shape, "max_tokens": 60}).max() == 60
+
+    def test_an_empirical_column_is_rescaled_to_a_mean_and_then_cut(self, tmp_path: Path) -> None:
+        (tmp_path / "l.csv").write_text("a\n1\n10\n10\n19\n")
+        law = {"law": "empirical", "file": "l.csv", "column": "a", "mean_tokens": 4}
+        assert set(lengths(law, tmp_path).tolist()) == {1, 4, 8}
+        assert set(lengths(law | {"max_tokens": 5}, tmp_path).tolist()) == {1, 4, 5}
+
     def test_empirical_draws_each_row_alike(self, tmp_path: Path) -> None:
         (tmp_path / "l.csv").write_text("a,b\n7,1\n7,2\n9,3\n11,4\n")
         drawn = lengths({"law": "empirical", "file": "l.csv", "column": "a"}, tmp_path)

@@ -89,7 +89,7 @@ def compare_summaries(a: Summary, b: Summary) -> tuple[Difference, ...]:
 
 def _kv_shares() -> Iterator[_Figure]:
     for name in KV_CLASSES:
-        yield f"Pool share: {name} (%)", lambda s, name=name: s.kv.mean[name] * 100  # type: ignore[misc]
+        yield f"Pool share: {name.replace('_', '-')} (%)", lambda s, name=name: s.kv.mean[name] * 100  # type: ignore[misc]
 
 
 def _number(value: float | None) -> float:

@@ -217,7 +217,7 @@ class Scenario(Record):
     workload: WorkloadConfig
     slo: SloConfig = SloConfig()
     expect: tuple[Expectation, ...] = ()
-    """Figures that `servesim run --expect` checks, with exit code 1 if one is missed (docs/expectations.md)."""
+    """Figures that `servesim run --expect` checks; exit code 1 if one is missed (docs/expectations.md)."""
     seed: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")

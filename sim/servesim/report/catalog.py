@@ -155,6 +155,9 @@ def _leaves(tree: dict[str, Any], path: str = "") -> list[tuple[str, str, str]]:
         here = f"{path}.{key}" if path else str(key)
         if isinstance(value, dict):
             found += _leaves(value, here)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, item in enumerate(value):
+                found += _leaves(item, f"{here}[{number}]")
         elif value is not None:
             found.append((here, _cell(value), ""))
     return found
