@@ -98,11 +98,17 @@ class Fragmentation:
     evicted_blocks: int
     refused: int
     failures: Mapping[str, int]
-    """Requests that were denied memory or a seat at the head of the queue, by cause."""
+    """Requests that waited at the head of the queue, by cause; one counts once for each."""
     request_throughput: float
     output_throughput: float
     p99_ttft_s: float
     p99_tpot_s: float
+
+    @property
+    def failed_fit_rate(self) -> float:
+        """Share of those that memory kept waiting for whom enough was free, in holes that were too small."""
+        memory, fit = (self.failures.get(f"admission_failures_{why}", 0) for why in ("memory", "fit"))
+        return fit / (memory + fit) if memory + fit else math.nan
 
     @property
     def has_queue(self) -> bool:

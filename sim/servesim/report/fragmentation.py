@@ -34,6 +34,12 @@ __all__ = [
 ]
 
 _LABEL, _COLUMN = 34, 15
+_DENIED = {
+    "admission_failures_seats": "Waited for a seat",
+    "admission_failures_memory": "Waited for memory",
+    "admission_failures_fit": "Waited for a hole that fits",
+    "admission_failures_watermark": "Waited for the watermark",
+}
 
 
 def lab_text(lab: Lab) -> str:
@@ -113,6 +119,7 @@ def account_json(account: Fragmentation) -> dict[str, Any]:
             "preemptions": account.preemptions,
             "evicted_blocks": account.evicted_blocks,
             "refused": account.refused,
+            "failed_fit_rate": account.failed_fit_rate,
             **account.failures,
         },
         "request_throughput": account.request_throughput,
@@ -137,7 +144,7 @@ def share_table(accounts: Sequence[Fragmentation], *, whole: bool) -> Table:
         cells = [_quantiles(each, name) if whole else _share(each, name) for each in shares]
         rows.append((FRAGMENT_LABELS[name], *cells))
     caption = (
-        "Whole run: mean, 5th to 95th percentile over time, and peak (% of the pool)"
+        "Whole run: mean (5th and 95th percentile over time, peak), in % of the pool"
         if whole
         else f"{period(accounts)}: mean and 95 % interval (% of the pool)"
     )
@@ -277,8 +284,10 @@ def _figures(entries: Sequence[Entry]) -> Iterator[tuple[str, Callable[[Entry], 
     yield "Slots never filled per request", lambda e: _number(e.account.waste.mean, 1)
     yield "Slots asked for over filled", lambda e: _number(e.account.waste.over_reservation, 2)
     yield "Sharing factor", _of("sharing", 3)
-    for key in dict.fromkeys(key for entry in entries for key in entry.account.failures):
-        label = f"Denied: {key.removeprefix('admission_failures_')}"
+    if any(entry.account.failures.get("admission_failures_fit") for entry in entries):
+        yield "Failed for fit (%)", lambda e: _number(e.account.failed_fit_rate * 100, 1)
+    for key in dict.fromkeys(k for entry in entries for k, n in entry.account.failures.items() if n):
+        label = _DENIED.get(key, key)
         yield label, lambda e, key=key: f"{e.account.failures.get(key, 0):,}"  # type: ignore[misc]
 
 
@@ -312,8 +321,8 @@ def _share(shares: Shares, name: str) -> str:
 
 def _quantiles(shares: Shares, name: str) -> str:
     share = shares.of[name]
-    low, high, peak = (f"{value * 100:.1f}" for value in (share.p5, share.p95, share.peak))
-    return f"{share.mean * 100:.1f} ({low} to {high}; peak {peak})"
+    low, high, peak = (f"{value * 100:.0f}" for value in (share.p5, share.p95, share.peak))
+    return f"{share.mean * 100:.1f} ({low}, {high}, {peak})"
 
 
 def _number(value: float, decimals: int) -> str:

@@ -102,7 +102,12 @@ def _curve(study: CacheStudy) -> Figure:
     ]
     line = {"color": "#8c949e", "width": 1.5, "dash": "dot"}
     layout = {
-        "xaxis": {"title": {"text": "Size of the cache (tokens)"}, "type": "log", "tickformat": "~s", "dtick": "D2"},
+        "xaxis": {
+            "title": {"text": "Size of the cache (tokens)"},
+            "type": "log",
+            "tickformat": "~s",
+            "dtick": "D2",
+        },
         "yaxis": {"title": {"text": "Prompt tokens found (%)"}, "rangemode": "tozero"},
         "hovermode": "x unified",
         "shapes": [{"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": most, "y1": most, "line": line}],
