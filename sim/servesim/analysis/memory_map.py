@@ -172,14 +172,13 @@ def memory_map(run: Run, recorder: KvRecorder, name: str, begin_s: float, end_s:
 
 
 def _drawn_part(bands: Sequence[Band], pool_slots: int, unit: int) -> tuple[int, int]:
-    """The whole pool, or the part of it with the most bands that is not too much to draw."""
+    """The whole pool, or where as many bands as can be drawn lie closest together."""
     if len(bands) <= _MOST_BANDS:
         return 0, pool_slots
-    parts = 2 * -(-len(bands) // _MOST_BANDS)
-    length = pool_slots // unit // parts * unit
-    counts = np.bincount([min(band.address // length, parts - 1) for band in bands], minlength=parts)
-    best = int(np.argmax(np.where(counts <= _MOST_BANDS, counts, -1)))
-    return best * length, (best + 1) * length
+    addresses = np.sort([band.address for band in bands])
+    best = int(np.argmin(addresses[_MOST_BANDS:] - addresses[:-_MOST_BANDS]))
+    low, high = int(addresses[best]), int(addresses[best + _MOST_BANDS])
+    return low, max(high, low + unit)
 
 
 def _within(bands: Sequence[Band], part: tuple[int, int]) -> list[Band]:
