@@ -47,7 +47,13 @@ class CheckedScheduler(Scheduler):
 
     def plan(self) -> Plan | None:
         queue = self._in_order()
-        plan = super().plan()
+        return self._check_plan(queue, super().plan())
+
+    def plan_beside_group(self, draining: int, pending: bool) -> Plan | None:
+        queue = self._in_order()
+        return self._check_plan(queue, super().plan_beside_group(draining, pending))
+
+    def _check_plan(self, queue: list[RequestState], plan: Plan | None) -> Plan | None:
         if plan is None:
             assert self.group.members or self.running or not self.waiting, "8: idle while somebody waits"
         else:
@@ -65,22 +71,21 @@ class CheckedScheduler(Scheduler):
         self._check_head_is_blocked(plan)
         self.check()
 
-    def renew(self, plan: Plan) -> Plan | None:
-        after = super().renew(plan)
-        if after is not None:
-            self._check_limits(after)
-            self._check_head_is_blocked(after)
-            self.check()
-        return after
-
     def commit(self, plan: Plan, now_s: float, steps: int = 1) -> tuple[int, list[float]]:
         result = super().commit(plan, now_s, steps)
-        self.num_ended += len(plan.finishing)
-        for state in plan.finishing:
+        self._check_ended(plan.finishing)
+        return result
+
+    def commit_group(self, ended: list[RequestState], steps: int, now_s: float) -> None:
+        super().commit_group(ended, steps, now_s)
+        self._check_ended(ended)
+
+    def _check_ended(self, ended: list[RequestState]) -> None:
+        self.num_ended += len(ended)
+        for state in ended:
             assert state.status in (Status.FINISHED_STOP, Status.FINISHED_LENGTH), "1: ended, not finished"
             assert state not in self.running, "1: ended, but running"
         self.check()
-        return result
 
     # ---- the invariants ------------------------------------------------------------------------
 

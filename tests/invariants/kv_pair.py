@@ -170,7 +170,7 @@ class Pair:
         size, model = self.model.block_size, self.model
         slots = sum(known.model.num_slots for known in self.known)
         waste = sum(-known.model.num_slots % size for known in self.known)
-        usage = self.kv.usage(slots, waste)
+        usage = self.kv.account.usage(slots, waste, *self.kv.levels())
         assert sum(usage) - usage.logical == len(model.blocks) * size
         assert usage.logical == slots
         assert usage.tokens == sum(block.users > 0 for block in model.blocks) * size - waste

@@ -148,7 +148,7 @@ class SlotPair:
     def _check_classes(self, holes: list[tuple[int, int]]) -> None:
         written = sum(live.written for live in self.live)
         waste = sum(live.wanted - live.final for live in self.live)
-        usage = self.kv.usage(written, waste)
+        usage = self.kv.account.usage(written, waste, *self.kv.levels())
         free = self.owners.count(FREE)
         assert min(usage) >= 0
         assert sum(usage) - usage.logical == len(self.owners)

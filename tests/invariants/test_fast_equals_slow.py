@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from servesim.api import simulate
 from servesim.engine.events import Log
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
-from servesim.engine.state import AdmissionFailure, Plan
+from servesim.engine.state import AdmissionFailure, Plan, RequestState
 from servesim.engine.versions import RULES
 from servesim.workload.request import Request, Segment
 
@@ -28,7 +28,12 @@ class _Recorder(Scheduler):
         self.decisions: list[tuple[int, str, tuple[int, ...]]] = []
 
     def plan(self) -> Plan | None:
-        plan = super().plan()
+        return self._note(super().plan())
+
+    def plan_beside_group(self, draining: int, pending: bool) -> Plan | None:
+        return self._note(super().plan_beside_group(draining, pending))
+
+    def _note(self, plan: Plan | None) -> Plan | None:
         if plan is not None:
             for what, who in (("admitted", plan.admitted), ("preempted", plan.preempted)):
                 if who:
@@ -41,6 +46,11 @@ class _Recorder(Scheduler):
             ended = tuple(r.request.index for r in plan.finishing)
             self.decisions.append((plan.last_step, "finished", ended))
         return result
+
+    def commit_group(self, ended: list[RequestState], steps: int, now_s: float) -> None:
+        super().commit_group(ended, steps, now_s)
+        if ended:
+            self.decisions.append((self._committed_step, "finished", tuple(r.request.index for r in ended)))
 
 
 def serve(case: Case, *, one_by_one: bool) -> tuple[Log, list[tuple[int, str, tuple[int, ...]]]]:

@@ -27,6 +27,11 @@ class HostProfile(NamedTuple):
         """Host time of a step with ``num_sequences`` sequences."""
         return self.fixed_s + self.per_sequence_s * num_sequences
 
+    def beside_gpu(self, num_sequences: int) -> tuple[float, float]:
+        """A step takes the longer of its GPU time and the first of these, plus the second."""
+        host_s = self.fixed_s + self.per_sequence_s * num_sequences
+        return (host_s, self.residual_s) if self.hidden else (0.0, host_s)
+
 
 HOST_PROFILES: dict[str, HostProfile] = {
     "vllm-2023": HostProfile(

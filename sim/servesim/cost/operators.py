@@ -12,7 +12,7 @@ from servesim.cost.attention import AttentionKernel, CacheDtype, DecodeAttention
 from servesim.cost.collectives import ALL_REDUCE_BYTES, AllReduce, PipelineSend
 from servesim.cost.cuda_graphs import GraphModes
 from servesim.cost.experts import Routing
-from servesim.cost.host import host_profile, with_host
+from servesim.cost.host import host_profile
 from servesim.cost.layers import Experts, Linear, shard
 from servesim.cost.ops import Elementwise, Gemm
 from servesim.cost.sampling import SAMPLERS
@@ -71,6 +71,7 @@ class OperatorLaw:
         self._token_s: dict[int, float] = {}
         self._sampled_s: dict[int, float] = {}
         self._decode_base_s: dict[int, float] = {}
+        self._decode_laws: dict[int, tuple[float, float, float]] = {}
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -84,35 +85,44 @@ class OperatorLaw:
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, host time included."""
-        gpu_s, num_sequences = self.gpu_s(shape), shape.num_decodes + len(shape.chunks)
-        host_s = self._host.host_s(num_sequences)
-        return max(gpu_s, host_s) + self._host.residual_s if self._host.hidden else gpu_s + host_s
+        least_s, extra_s = self._host.beside_gpu(shape.num_decodes + len(shape.chunks))
+        return max(self.gpu_s(shape), least_s) + extra_s
 
     def gpu_s(self, shape: StepShape) -> float:
         """Seconds that the GPU works on one step."""
+        num_decodes, contexts, chunks, num_sampled, _ = shape
         num_tokens = shape.num_tokens
-        seconds = self._fixed_s(num_tokens, shape.num_decodes, shape.num_sampled)
-        for context, slope_s in zip(shape.decode_context_tokens, self._slopes_s, strict=True):
+        seconds = self._fixed_s(num_tokens, num_decodes, num_sampled)
+        for context, slope_s in zip(contexts, self._slopes_s, strict=True):
             seconds += context * slope_s
-        if shape.chunks:
-            seconds += sum(self._chunk_parts(shape.chunks).values())
-        return max(seconds, self._graphs.launch_floor_s(num_tokens, not shape.chunks))
+        if chunks:
+            seconds += self._prefill_attention_s(chunks)
+            if self._shard.prefill_linears:
+                seconds += sum(self._expansion_parts(chunks).values())
+        return max(seconds, self._graphs.launch_floor_s(num_tokens, not chunks))
 
     def decode_steps(
         self, num_decodes: int, context_tokens: tuple[int, ...], context_growth: tuple[int, ...]
     ) -> AffineSteps:
         """Durations of a run of pure decode steps; ends where the GPU overtakes the host or the launches."""
-        seconds = self._fixed_s(num_decodes, num_decodes, num_decodes)
+        law = self._decode_laws.get(num_decodes)
+        if law is None:
+            law = self._decode_laws[num_decodes] = self._decode_law(num_decodes)
+        seconds, least_s, extra_s = law
         growth_s = 0.0
         for context, growth, slope_s in zip(context_tokens, context_growth, self._slopes_s, strict=True):
             seconds += context * slope_s
             growth_s += growth * slope_s
-        run = AffineSteps(seconds, growth_s, UNLIMITED_STEPS)
-        least_s = self._graphs.launch_floor_s(num_decodes, is_decode=True)
-        if seconds < least_s:
-            steps = int((least_s - seconds) / growth_s) + 1 if growth_s > 0.0 else UNLIMITED_STEPS
-            run = AffineSteps(least_s, 0.0, min(steps, UNLIMITED_STEPS))
-        return with_host(run, self._host, num_decodes)
+        if seconds >= least_s:
+            return AffineSteps(seconds + extra_s, growth_s, UNLIMITED_STEPS)
+        steps = int((least_s - seconds) / growth_s) + 1 if growth_s > 0.0 else UNLIMITED_STEPS
+        return AffineSteps(least_s + extra_s, 0.0, min(steps, UNLIMITED_STEPS))
+
+    def _decode_law(self, num_decodes: int) -> tuple[float, float, float]:
+        """Of a pure decode step: GPU seconds without context, the least that it takes, what comes on top."""
+        fixed_s = self._fixed_s(num_decodes, num_decodes, num_decodes)
+        least_s, extra_s = self._host.beside_gpu(num_decodes)
+        return fixed_s, max(least_s, self._graphs.launch_floor_s(num_decodes, is_decode=True)), extra_s
 
     def breakdown(self, shape: StepShape) -> dict[str, float]:
         """GPU seconds of one step by kind of operation; they add up to ``gpu_s``.
@@ -121,7 +131,12 @@ class OperatorLaw:
         """
         parts = self._token_parts(shape.num_tokens)
         parts.update(self._sampling_parts(shape.num_sampled))
-        groups = [self._chunk_parts(shape.chunks)]
+        groups = list[dict[str, float]]()
+        if shape.chunks:
+            groups += [
+                {"prefill_attention": self._prefill_attention_s(shape.chunks)},
+                self._expansion_parts(shape.chunks),
+            ]
         if shape.num_decodes:
             groups.append(self._decode_base_parts(shape.num_decodes))
             contexts = zip(shape.decode_context_tokens, self._slopes_s, strict=True)
@@ -215,17 +230,18 @@ class OperatorLaw:
         parts["decode_attention"] = self._shard.num_layers * self._decode.base_s(num_decodes)
         return parts
 
-    def _chunk_parts(self, chunks: tuple[tuple[int, int], ...]) -> dict[str, float]:
-        """Attention of the prompt chunks, summed over layers; with MLA the expansion of the latent too."""
-        if not chunks:
-            return {}
-        part, chunk_s = self._shard, self._prefill.chunk_s
-        longest, seconds = max(new + cached for new, cached in chunks), 0.0
+    def _prefill_attention_s(self, chunks: tuple[tuple[int, int], ...]) -> float:
+        """Attention of the prompt chunks, summed over layers."""
+        part, chunk_s, longest, seconds = self._shard, self._prefill.chunk_s, 0, 0.0
+        for new, cached in chunks:
+            longest = max(longest, new + cached)
         for window, layers in zip(part.windows, part.window_layers, strict=True):
-            base_s = self._prefill.base_s(longest if window is None else min(longest, window))
-            seconds += layers * (base_s + sum(chunk_s(new, cached, window) for new, cached in chunks))
-        parts = {"prefill_attention": seconds}
-        if part.prefill_linears:
-            rows = sum(new + cached for new, cached in chunks)
-            parts.update(self._linear_parts(part.prefill_linears, rows))
-        return parts
+            layer_s = self._prefill.base_s(longest if window is None else min(longest, window))
+            for new, cached in chunks:
+                layer_s += chunk_s(new, cached, window)
+            seconds += layers * layer_s
+        return seconds
+
+    def _expansion_parts(self, chunks: tuple[tuple[int, int], ...]) -> dict[str, float]:
+        """With MLA, the expansion of the latent of all tokens that the prompt chunks attend to."""
+        return self._linear_parts(self._shard.prefill_linears, sum(new + cached for new, cached in chunks))

@@ -32,7 +32,10 @@ class StepShape(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """Tokens in the step: rows of the fused matrix products."""
-        return self.num_decodes + self.num_draft_tokens + sum(tokens for tokens, _ in self.chunks)
+        tokens = self.num_decodes + self.num_draft_tokens
+        for new, _ in self.chunks:
+            tokens += new
+        return tokens
 
 
 class AffineSteps(NamedTuple):

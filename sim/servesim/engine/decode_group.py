@@ -95,11 +95,12 @@ class DecodeGroup:
         heappush(self._finishes, (request.final_slots - offset, self._serial, request))
         if self._block_size is not None:
             self._phases[-offset % self._block_size] += 1
-        for clipped in self._clipped.values():
-            clipped.add(offset, self.tick, request.final_slots)
+        if self.has_windows:
+            for clipped in self._clipped.values():
+                clipped.add(offset, self.tick, request.final_slots)
         if request.final_waste:
             heappush(self._wastes, (request.waste_from_slot - offset, request.final_waste))
-        self._admit_waste()
+            self._admit_waste()
 
     def computed_tokens(self) -> int:
         """Sum of the members' computed tokens: the KV tokens they hold."""
@@ -107,6 +108,8 @@ class DecodeGroup:
 
     def context_tokens(self) -> tuple[int, ...]:
         """Sum of attended KV tokens, by attention window."""
+        if not self.has_windows:
+            return (self.computed_tokens(),)
         return tuple(
             self.computed_tokens() if w is None else self._clipped[w].total(self.tick) for w in self._windows
         )
@@ -162,17 +165,26 @@ class DecodeGroup:
 
     def advance(self, steps: int) -> list[RequestState]:
         """Compute a token per member and step; members that reach their last slot leave and are returned."""
+        self.pass_steps(steps)
+        return self.pop_ended()
+
+    def pass_steps(self, steps: int) -> None:
+        """Compute a token per member and step; nobody may go beyond the last slot."""
         self.tick += steps
         if self.has_windows:
             for clipped in self._clipped.values():
                 clipped.advance(self.tick)
-        self._admit_waste()
-        done = []
-        while self._finishes and self._finishes[0][0] <= self.tick:
-            request = heappop(self._finishes)[2]
+        if self._wastes and self._wastes[0][0] <= self.tick:
+            self._admit_waste()
+
+    def pop_ended(self) -> list[RequestState]:
+        """The members that have reached their last slot; they leave."""
+        ended, finishes, tick = [], self._finishes, self.tick
+        while finishes and finishes[0][0] <= tick:
+            request = heappop(finishes)[2]
             self._remove(request)
-            done.append(request)
-        return done
+            ended.append(request)
+        return ended
 
     def _admit_waste(self) -> None:
         while self._wastes and self._wastes[0][0] <= self.tick:
@@ -184,8 +196,9 @@ class DecodeGroup:
         self._offsets -= offset
         if self._block_size is not None:
             self._phases[-offset % self._block_size] -= 1
-        for clipped in self._clipped.values():
-            clipped.remove(offset, self.tick)
+        if self.has_windows:
+            for clipped in self._clipped.values():
+                clipped.remove(offset, self.tick)
         self.final_waste -= request.final_waste
         request.grouped = False
         request.num_computed_tokens = self.tick + offset

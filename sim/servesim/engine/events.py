@@ -7,57 +7,59 @@ All times are simulated seconds since the first arrival's clock started.
 from __future__ import annotations
 
 from array import array
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servesim.kv.base import Account, Usage
 
 __all__ = ["Log", "RequestLog", "StepLog"]
 
 
-_ROWS_AT_A_TIME = 1024
+class _Rows:
+    """Rows of numbers, packed one after another, read as named columns: floats first, then integers."""
 
-
-class _Columns:
-    """Named columns of equal length, floats first."""
-
-    floats: tuple[str, ...] = ()
-    integers: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        self._columns: dict[str, array[float] | array[int]] = {
-            **{name: array("d") for name in self.floats},
-            **{name: array("q") for name in self.integers},
-        }
-        self._rows: list[tuple[float, ...]] = []  # not in the columns yet: many at a time cost less
-
-    @property
-    def columns(self) -> dict[str, array[float] | array[int]]:
-        """The columns by name, in the order of the class's lists."""
-        self._flush()
-        return self._columns
+    def __init__(self, floats: tuple[str, ...], integers: tuple[str, ...]) -> None:
+        self._row = np.dtype([*((name, "<f8") for name in floats), *((name, "<i8") for name in integers)])
+        self._pack = Struct(f"<{len(floats)}d{len(integers)}q").pack
+        self._bytes = bytearray()
+        self._columns: dict[str, NDArray[Any]] = {}
 
     def append(self, *row: float) -> None:
         """Add one row, in the order of the columns."""
-        self._rows.append(row)
-        if len(self._rows) >= _ROWS_AT_A_TIME:
-            self._flush()
+        self._bytes += self._pack(*row)
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return len(self._bytes) // self._row.itemsize
 
-    def _flush(self) -> None:
-        if self._rows:
-            for column, values in zip(self._columns.values(), zip(*self._rows, strict=True), strict=True):
-                column.extend(values)
-            self._rows.clear()
+    @property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns by name; made once for as long as no row is added."""
+        if not self._columns or len(next(iter(self._columns.values()))) != len(self):
+            self._columns = self._read()
+        return self._columns
+
+    def _read(self) -> dict[str, NDArray[Any]]:
+        table = np.frombuffer(bytes(self._bytes), dtype=self._row)
+        return {name: np.array(table[name]) for name in self._row.names or ()}
 
 
-class StepLog(_Columns):
-    """Runs of identical steps; step j of a row takes first_s + j * growth_s, right after step j - 1."""
+class StepLog(_Rows):
+    """Runs of identical steps; step j of a row takes first_s + j * growth_s, right after step j - 1.
+
+    A row is appended with what the KV manager counts after scheduling its first and its last step
+    (computed tokens, final waste, levels); the columns tell the classes of the pool that ``account`` makes of
+    them. Without an account the classes themselves are appended, as Usage orders them.
+    """
 
     floats = (
         "start_s",  # begin of the first step
         "first_s",
         "growth_s",
     )
-    integers = (
+    counts = (
         "steps",  # steps in the row
         "decodes",  # sequences that decode, per step
         "prefills",  # sequences that prefill a chunk, per step
@@ -69,28 +71,28 @@ class StepLog(_Columns):
         "waiting",
         "preemptions",  # in the first step
         "admission_failure",  # why the head of the queue waits in the first step: Log.ADMISSION_FAILURES
-        # KV cache after scheduling the first step, in token slots; the seven classes add up to the pool
-        "kv_tokens",  # written (or being written in this step) and still needed, shared slots counted once
-        "kv_reserved",  # allocated to a live request, empty, will be filled
-        "kv_internal",  # allocated to a live request, will never be filled
-        "kv_round_up",  # allocated to a live request beyond what was asked for
-        "kv_holes",  # free, in pieces too small to be used
-        "kv_cached",  # prefix-cache blocks that no live request uses; reclaimable
-        "kv_free",
-        "kv_logical",  # as kv_tokens, shared slots counted once per sharer
-        # the same for the last step of the row
-        "end_kv_tokens",
-        "end_kv_reserved",
-        "end_kv_internal",
-        "end_kv_round_up",
-        "end_kv_holes",
-        "end_kv_cached",
-        "end_kv_free",
-        "end_kv_logical",
     )
+    # KV cache after scheduling the first step, in token slots; all but kv_logical add up to the pool.
+    # The same with end_ before it: after scheduling the last step of the row.
+    classes = tuple(f"kv_{name}" for name in Usage._fields)
+    integers = (*counts, *classes, *(f"end_{name}" for name in classes))
+
+    def __init__(self, account: Account | None = None, num_levels: int = 0) -> None:
+        self._account = account
+        self._num_levels = 2 + num_levels if account else len(Usage._fields)
+        levels = tuple(f"level_{i}" for i in range(2 * self._num_levels))
+        super().__init__(self.floats, (*self.counts, *levels))
+
+    def _read(self) -> dict[str, NDArray[Any]]:
+        columns = super()._read()
+        levels: list[Any] = [columns.pop(f"level_{i}") for i in range(2 * self._num_levels)]
+        for prefix, ends in (("kv", levels[: self._num_levels]), ("end_kv", levels[self._num_levels :])):
+            usage = Usage(*ends) if self._account is None else self._account.usage(*ends)
+            columns |= {f"{prefix}_{name}": values for name, values in usage._asdict().items()}
+        return columns
 
 
-class RequestLog(_Columns):
+class RequestLog(_Rows):
     """One row per request that arrived, in order of its end; NaN marks a time that was not reached."""
 
     floats = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")
@@ -104,9 +106,12 @@ class RequestLog(_Columns):
         "status",  # Log.STATUSES
     )
 
+    def __init__(self) -> None:
+        super().__init__(self.floats, self.integers)
+
 
 class Log:
-    """Everything a simulation leaves behind."""
+    """Everything a simulation leaves behind; ``account`` and ``num_levels`` are the KV manager's."""
 
     STATUSES = ("finished_stop", "finished_length", "refused", "running", "waiting")
     """finished_length: cut by max_model_len; refused: the prompt fills max_model_len; the last two: the
@@ -116,8 +121,8 @@ class Log:
     """seats: max_num_seqs requests run, or a batch that nobody may join; memory: too little is free; fit:
     enough is free, in holes that are too small; watermark: enough is free, but not above the watermark."""
 
-    def __init__(self) -> None:
-        self.steps = StepLog()
+    def __init__(self, account: Account | None = None, num_levels: int = 0) -> None:
+        self.steps = StepLog(account, num_levels)
         self.requests = RequestLog()
         self.itl_gaps_s = array("d")
         """Inter-token latencies that span more than one step (a preemption, a skipped step)."""

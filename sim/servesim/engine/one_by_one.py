@@ -12,13 +12,13 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from servesim.cost.step_time import StepShape
-from servesim.engine.queues import WaitingQueue
+from servesim.engine.queues import FcfsQueue, PriorityQueue, WaitingQueue
 from servesim.engine.state import AdmissionFailure, Plan, RequestState, Status
 from servesim.engine.versions import Rules
 from servesim.kv.base import KVCacheManager, PrefixHit, Usage
 from servesim.workload.request import Request
 
-__all__ = ["OneByOneScheduler", "SchedulerLimits"]
+__all__ = ["OneByOneScheduler", "SchedulerLimits", "by_admission"]
 
 
 class SchedulerLimits(NamedTuple):
@@ -57,7 +57,7 @@ class OneByOneScheduler:
         self.rules = rules
         self.kv = kv
         self.running: dict[RequestState, None] = {}  # in order of admission
-        self.waiting = WaitingQueue(by_priority=limits.priority_policy)
+        self.waiting: WaitingQueue = PriorityQueue() if limits.priority_policy else FcfsQueue()
         self.news = False  # something happened that the last plan could not know
         self.step = 0
         self.prefix_cache_queries = 0
@@ -130,9 +130,14 @@ class OneByOneScheduler:
             if why
         }
 
+    def levels(self) -> tuple[int, ...]:
+        """What the KV pool's classes are made of, as scheduled so far: see kv.base.Account."""
+        computed, waste = self._held()
+        return (computed, waste, *self.kv.levels())
+
     def usage(self) -> Usage:
         """The KV pool by class, as scheduled so far."""
-        return self._usage_beside(0, 0)
+        return self.kv.account.usage(*self.levels())
 
     def unfinished(self) -> list[RequestState]:
         """The requests that are running or waiting, for a simulation that is cut off."""
@@ -229,32 +234,33 @@ class OneByOneScheduler:
 
     def _admit(self, plan: Plan, budget: int) -> bool:
         """vLLM's second loop: the waiting requests; returns whether what stopped it lasts until news come."""
-        limits, kv = self.limits, self.kv
-        while self.waiting and budget > 0:
-            request = self.waiting.head
+        limits, kv, waiting = self.limits, self.kv, self.waiting
+        while waiting and budget > 0:
+            request = waiting.head
             if len(self.running) >= limits.max_num_seqs:
                 self._deny(plan, request, AdmissionFailure.SEATS)
                 break
-            total = request.num_tokens
-            hit = kv.find_hit(request.sequence, total - 1)
+            sequence, total = request.sequence, request.num_tokens
+            hit = kv.find_hit(sequence, total - 1)
             cached = hit.num_tokens if hit else 0
             if hit and not request.num_preemptions:
                 self.prefix_cache_queries += total
                 self.prefix_cache_hits += cached
             want = total - cached
-            padding = self._padding(plan, want, cached)
+            padding = self._padding(plan, want, cached) if self._lookahead_slots else 0
             want += padding
             if padding and want > budget:
                 return self._wait(plan, request, hit)
             if 0 < self._threshold < want:
                 want = self._threshold
-            if not limits.enable_chunked_prefill and want > budget:
-                return self._wait(plan, request, hit)
-            want = min(want, budget)
+            if want > budget:
+                if not limits.enable_chunked_prefill:
+                    return self._wait(plan, request, hit)
+                want = budget
             slots = min(cached + want + self._admission_slots, limits.max_model_len)
-            needed = kv.num_blocks_needed(request.sequence, slots, hit)
+            needed = kv.num_blocks_needed(sequence, slots, hit)
             if limits.scheduler_reserve_full_isl:
-                needed = max(needed, kv.num_blocks_to_admit(request.sequence, total, hit))
+                needed = max(needed, kv.num_blocks_to_admit(sequence, total, hit))
             if needed > kv.num_free_blocks:
                 fits = kv.deny(needed)
                 self._deny(plan, request, AdmissionFailure.FIT if fits else AdmissionFailure.MEMORY)
@@ -262,9 +268,9 @@ class OneByOneScheduler:
             if self.running and needed > kv.num_free_blocks - limits.watermark_blocks:
                 self._deny(plan, request, AdmissionFailure.WATERMARK)
                 return self._wait(plan, request, hit)
-            self.waiting.popleft()
-            kv.allocate(request.sequence, slots, hit)
-            kv.cache(request.sequence, min(cached + want, total - self._hash_lookahead_tokens))
+            waiting.popleft()
+            kv.allocate(sequence, slots, hit)
+            kv.cache(sequence, min(cached + want, total - self._hash_lookahead_tokens))
             self._start(plan, request, cached)
             plan.scheduled.append((request, want, cached))
             if padding:
@@ -311,14 +317,15 @@ class OneByOneScheduler:
         """Advance what was scheduled, and write down the step's shape."""
         self.step += 1
         plan.running, plan.waiting = len(self.running), len(self.waiting)
-        draining = [r for flying in self._in_flight for r in flying.finishing if r.status is Status.RUNNING]
-        plan.num_draining = len(draining)
+        for flying in self._in_flight:
+            for request in flying.finishing:
+                plan.num_draining += request.status is Status.RUNNING
         self._in_flight.append(plan)
         self._advance(plan)
 
     def _advance(self, plan: Plan) -> None:
         decodes, chunks = plan.group_size, []
-        contexts = list(plan.shape.decode_context_tokens) if plan.together else [0] * len(self._windows)
+        contexts = list(plan.group_contexts) if plan.group_size else [0] * len(self._windows)
         for request, tokens, before in plan.scheduled:
             if tokens == 1 and before:
                 decodes += 1
@@ -355,7 +362,7 @@ class OneByOneScheduler:
     def _retire(self, ended: list[RequestState]) -> None:
         """End requests, and bring them into the order in which vLLM ends them."""
         if len(ended) > 1:
-            ended.sort(key=_admission)
+            ended.sort(key=by_admission)
         for request in ended:
             self._finish(request)
         self.news |= bool(self.waiting)
@@ -367,6 +374,9 @@ class OneByOneScheduler:
             del self.running[request], self._loose[request]
             self._cache_at_end(request)
             self.kv.free(request.sequence)
+        self._mark_finished(request)
+
+    def _mark_finished(self, request: RequestState) -> None:
         request.num_output_tokens = request.output_limit
         complete = request.output_limit == request.request.output_tokens
         request.status = Status.FINISHED_STOP if complete else Status.FINISHED_LENGTH
@@ -375,14 +385,16 @@ class OneByOneScheduler:
         """Make the last full blocks of a request that has ended hit-able."""
         self.kv.cache(request.sequence, request.num_computed_tokens)
 
-    def _usage_beside(self, computed: int, waste: int) -> Usage:
-        """The pool by class, with tokens computed and slots wasted by others than the loose requests."""
+    def _held(self) -> tuple[int, int]:
+        """Tokens computed for the running requests, and slots that they hold and will never fill."""
+        computed = waste = 0
         for request in self._loose:
             computed += request.num_computed_tokens
             if request.num_computed_tokens >= request.waste_from_slot:
                 waste += request.final_waste
-        return self.kv.usage(computed, waste)
+        return computed, waste
 
 
-def _admission(request: RequestState) -> int:
+def by_admission(request: RequestState) -> int:
+    """Sort key: the order of admission, in which vLLM ends requests of one step."""
     return request.admission

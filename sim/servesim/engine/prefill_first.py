@@ -20,11 +20,19 @@ class PrefillFirstScheduler(Scheduler):
 
     def plan(self) -> Plan | None:
         """Schedule the next step; None when there is nothing to do."""
+        return self._prefill() or super().plan()
+
+    def plan_beside_group(self, draining: int, pending: bool) -> Plan | None:
+        """As every scheduler's, but that those who wait do not join the group's step."""
+        return self._prefill() or super().plan_beside_group(draining, pending)
+
+    def _prefill(self) -> Plan | None:
+        """Schedule a step of prompts; None when nobody can be admitted."""
         plan = self._attempt = self._open(0)
         plan.together = plan.coasts = False
         self._settled = super()._admit(plan, self.limits.max_num_batched_tokens)
         if not plan.scheduled:
-            return super().plan()
+            return None
         self._dissolve_group()  # its members yield no token in this step
         self._close(plan)
         return plan

@@ -7,53 +7,60 @@ from collections import deque
 
 from servesim.engine.state import RequestState
 
-__all__ = ["WaitingQueue"]
+__all__ = ["FcfsQueue", "PriorityQueue", "WaitingQueue"]
 
 
-class WaitingQueue:
-    """First come, first served with preempted requests at the head; or by (priority, arrival, id)."""
-
-    def __init__(self, *, by_priority: bool) -> None:
-        self._by_priority = by_priority
-        self._queue: deque[RequestState] = deque()
-        self._reversed: list[RequestState] = []  # by priority, the head last
-
-    def __len__(self) -> int:
-        return len(self._reversed if self._by_priority else self._queue)
-
-    def unordered(self) -> list[RequestState]:
-        """All requests that wait."""
-        return [*self._reversed, *self._queue]
+class FcfsQueue(deque[RequestState]):
+    """First come, first served, with preempted requests at the head."""
 
     @property
     def head(self) -> RequestState:
         """The request to be admitted next."""
-        return self._reversed[-1] if self._by_priority else self._queue[0]
-
-    def append(self, request: RequestState) -> None:
-        """A new request."""
-        if self._by_priority:
-            insort(self._reversed, request, key=_backwards)
-        else:
-            self._queue.append(request)
+        return self[0]
 
     def prepend(self, request: RequestState) -> None:
         """A preempted request."""
-        if self._by_priority:
-            insort(self._reversed, request, key=_backwards)
-        else:
-            self._queue.appendleft(request)
+        self.appendleft(request)
+
+    def unordered(self) -> list[RequestState]:
+        """All requests that wait."""
+        return list(self)
+
+
+class PriorityQueue:
+    """By priority, arrival and id, whoever was preempted too."""
+
+    def __init__(self) -> None:
+        self._queue: list[RequestState] = []  # the head last
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def head(self) -> RequestState:
+        """The request to be admitted next."""
+        return self._queue[-1]
+
+    def append(self, request: RequestState) -> None:
+        """A new request."""
+        insort(self._queue, request, key=_backwards)
+
+    prepend = append
 
     def popleft(self) -> RequestState:
         """Remove the head."""
-        return self._reversed.pop() if self._by_priority else self._queue.popleft()
+        return self._queue.pop()
 
     def remove(self, request: RequestState) -> None:
         """Remove a preempted request whose last token was already on its way."""
-        if self._by_priority:
-            self._reversed.remove(request)
-        else:
-            self._queue.remove(request)
+        self._queue.remove(request)
+
+    def unordered(self) -> list[RequestState]:
+        """All requests that wait."""
+        return list(self._queue)
+
+
+WaitingQueue = FcfsQueue | PriorityQueue
 
 
 class _Descending:

@@ -10,10 +10,10 @@ from typing import Any
 
 from servesim.cost.step_time import StepShape
 from servesim.engine.decode_group import DecodeGroup
-from servesim.engine.one_by_one import OneByOneScheduler, SchedulerLimits
+from servesim.engine.one_by_one import OneByOneScheduler, SchedulerLimits, by_admission
 from servesim.engine.state import Plan, RequestState
 from servesim.engine.versions import Rules
-from servesim.kv.base import KVCacheManager, Usage
+from servesim.kv.base import KVCacheManager
 
 __all__ = ["Scheduler", "SchedulerLimits"]
 
@@ -41,15 +41,16 @@ class Scheduler(OneByOneScheduler):
         """Schedule the next step; None when there is nothing to do."""
         if self._one_by_one:
             return super().plan()
-        self._form_group()
-        plan = self._open(len(self.group))
+        if not self.group.members:
+            self._form_group()
+        plan = self._open(len(self.group.members))
         chunks = self._chunks_beside_group()
         if chunks is None:
             self._dissolve_group()
             plan.together, plan.group_size = False, 0
             budget = self._schedule_running(plan)
         else:
-            budget = self._advance_together(plan, chunks)
+            budget = self._advance_together(plan, chunks, bool(self._in_flight))
         settled = not plan.preempted and self._admit(plan, budget)
         if not (plan.scheduled or plan.group_size or plan.preempted):
             return None
@@ -59,10 +60,6 @@ class Scheduler(OneByOneScheduler):
         )
         return plan
 
-    def usage(self) -> Usage:
-        """The KV pool by class, as scheduled so far."""
-        return self._usage_beside(self.group.computed_tokens(), self.group.final_waste)
-
     def unfinished(self) -> list[RequestState]:
         """The requests that are running or waiting, for a simulation that is cut off."""
         self._dissolve_group()
@@ -70,48 +67,23 @@ class Scheduler(OneByOneScheduler):
 
     # ---- a plan that coasts: the decode group goes on, step after step --------------------------
 
-    def segment(self, plan: Plan, num_steps: int, lead: int) -> tuple[int, bool]:
-        """Steps from the plan's next one on that compute the same requests, and whether others follow.
-
-        At most ``num_steps``. ``lead``: steps scheduled ahead of the running one; what follows the segment
-        is then scheduled before it ends, and takes a new plan if somebody waits or blocks may run short.
-        """
+    def segment(self, plan: Plan, num_steps: int) -> int:
+        """Steps, at most ``num_steps``, from the plan's next one on that compute the same requests."""
         if plan.scheduled or plan.finishing:
-            steps, ends = 1, True
-        else:
-            group = self.group
-            to_finish = group.steps_to_finish()
-            others = group.steps_within(self.kv.num_free_blocks)
-            if group.has_windows:
-                others = min(others, group.steps_to_crossing())
-            steps, ends = (1 + to_finish, True) if to_finish <= others else (1 + others, False)
-        if ends and lead and (self.waiting or self.group.blocks_demanded(steps) > self.kv.num_free_blocks):
-            ends = False
-        return (steps, ends) if steps <= num_steps else (num_steps, False)
+            return 1
+        group = self.group
+        others = min(group.steps_to_finish(), group.steps_within(self.kv.num_free_blocks))
+        if group.has_windows:
+            others = min(others, group.steps_to_crossing())
+        return min(1 + others, num_steps)
 
     def extend(self, plan: Plan, steps: int) -> None:
         """Schedule ``steps`` repetitions of the plan, within its segment."""
         if steps:
             self.kv.grow(self.group.blocks_demanded(steps))
-            self._collect_finishing(plan, steps)
+            self._collect_finishing(plan, steps, bool(self._in_flight))
             plan.last_step += steps
             self._count_steps(plan, steps)
-
-    def renew(self, plan: Plan) -> Plan | None:
-        """Schedule the step of the decode group that follows a plan; None when it takes a decision."""
-        group = self.group
-        size, demand = len(group.members), group.blocks_demanded(1)
-        if not size or demand > self.kv.num_free_blocks:
-            return None
-        after = Plan(self.step, size)
-        after.lookup, after.waiting = plan.lookup, plan.waiting
-        after.running = plan.running - plan.num_draining - len(plan.finishing)
-        after.shape = StepShape(size, group.next_contexts(), (), size)
-        self.kv.grow(demand)
-        self._collect_finishing(after, 1)
-        self._count_steps(after, 1)
-        self._in_flight.append(after)
-        return after
 
     def _count_steps(self, plan: Plan, steps: int) -> None:
         self.step += steps
@@ -123,11 +95,76 @@ class Scheduler(OneByOneScheduler):
         self._committed_step += steps
         self._committed_s = now_s
 
+    def advance_group(self, steps: int, blocks: int) -> None:
+        """Schedule steps of the group alone, which take so many blocks and lead nobody beyond the end."""
+        if blocks:
+            self.kv.grow(blocks)
+        self.group.pass_steps(steps)
+        self.step += steps
+
+    def plan_beside_group(self, draining: int, pending: bool) -> Plan | None:
+        """Schedule a step of the group, for which there are blocks, and of those who wait; None if of nobody.
+
+        ``draining`` requests have left the group with a step that is in flight; ``pending``: one is.
+        """
+        plan = self._open(len(self.group.members))
+        budget = self._advance_together(plan, [], pending)
+        settled = self._admit(plan, budget)
+        if not (plan.scheduled or plan.group_size):
+            return None
+        self._close(plan)
+        plan.num_draining += draining
+        plan.coasts = settled and len(self._loose) == plan.num_draining + len(plan.finishing)
+        return plan
+
+    def pop_ended(self) -> list[RequestState]:
+        """The members whose last token is on its way; they leave the group."""
+        ended = self.group.pop_ended()
+        for request in ended:
+            self._loose[request] = None
+        return ended
+
+    def commit_group(self, ended: list[RequestState], steps: int, now_s: float) -> None:
+        """Process the output of ``steps`` steps of the group alone; ``ended`` left it with the last one."""
+        self._committed_step += steps
+        self._committed_s = now_s
+        if len(ended) > 1:
+            ended.sort(key=by_admission)
+        for request in ended:
+            del self.running[request], self._loose[request]
+            self.kv.settle(request.sequence, request.num_computed_tokens)
+            self.kv.cache(request.sequence, request.num_computed_tokens)
+            self.kv.free(request.sequence)
+            self._mark_finished(request)
+        self.news |= bool(self.waiting)
+
+    def plan_of_group(self, lead: int) -> Plan:
+        """The plan of the group's last scheduled step, which is the only one in flight.
+
+        ``lead``: steps that were in flight when it was scheduled.
+        """
+        plan = Plan(self.step - 1, len(self.group))
+        plan.running = plan.group_size
+        plan.waiting = 0
+        plan.shape = StepShape(plan.group_size, self.group.context_tokens(), (), plan.group_size)
+        self._collect_finishing(plan, 0, bool(lead))
+        self._in_flight.clear()
+        self._in_flight.append(plan)
+        return plan
+
+    def drop_plans(self) -> None:
+        """Nothing is in flight any more."""
+        self._in_flight.clear()
+
     # ---- the decode group ----------------------------------------------------------------------
+
+    def _held(self) -> tuple[int, int]:
+        computed, waste = super()._held() if self._loose else (0, 0)
+        return computed + self.group.computed_tokens(), waste + self.group.final_waste
 
     def _form_group(self) -> None:
         """Let the decoding requests advance together again, if each yielded a token in the last step."""
-        if self.group or self.kv.num_free_blocks < len(self._loose):
+        if self.kv.num_free_blocks < len(self._loose):
             return
         decoding = [r for r in self._loose if _decodes(r)]
         if any(r.planned_step != self.step - 1 for r in decoding):
@@ -146,7 +183,7 @@ class Scheduler(OneByOneScheduler):
         None when the order in which requests are looked at matters: the group and the chunks together
         exceed the free blocks, or the token budget in a way that is not settled by the last one's share.
         """
-        budget = self.limits.max_num_batched_tokens - len(self.group)
+        budget = self.limits.max_num_batched_tokens - len(self.group.members)
         blocks = self.kv.num_free_blocks - self.group.blocks_demanded(1)
         chunks: list[tuple[RequestState, int]] = []
         for request in self._loose:
@@ -166,32 +203,32 @@ class Scheduler(OneByOneScheduler):
                 chunks.append((request, want))
         return chunks if budget >= 0 and blocks >= 0 else None
 
-    def _advance_together(self, plan: Plan, chunks: list[tuple[RequestState, int]]) -> int:
-        """Schedule the group and the chunks; returns the tokens left."""
+    def _advance_together(self, plan: Plan, chunks: list[tuple[RequestState, int]], pending: bool) -> int:
+        """Schedule the group and the chunks; returns the tokens left. ``pending``: see _collect_finishing."""
         group = self.group
-        plan.shape = StepShape(len(group), group.next_contexts(), (), 0)
-        budget = self.limits.max_num_batched_tokens - len(group)
-        if group:
+        budget = self.limits.max_num_batched_tokens - plan.group_size
+        if plan.group_size:
+            plan.group_contexts = group.next_contexts()
             self.kv.grow(group.blocks_demanded(1))
-            self._collect_finishing(plan, 1)
+            self._collect_finishing(plan, 1, pending)
             if self._outputs_are_shared:
-                self._cache_group_outputs()
+                self._cache_group_outputs(pending)
         for request, tokens in chunks:
             self._schedule(plan, request, tokens)
             budget -= tokens
         return budget
 
-    def _collect_finishing(self, plan: Plan, steps: int) -> None:
+    def _collect_finishing(self, plan: Plan, steps: int, pending: bool) -> None:
+        """Advance the group; ``pending``: the output of the step before is not processed yet."""
         for request in self.group.advance(steps):
             request.num_placeholders += 1
             self.kv.settle(request.sequence, request.num_computed_tokens)
-            self.kv.cache(request.sequence, request.num_computed_tokens - bool(self._in_flight))
+            self.kv.cache(request.sequence, request.num_computed_tokens - pending)
             self._loose[request] = None
             plan.finishing.append(request)
 
-    def _cache_group_outputs(self) -> None:
+    def _cache_group_outputs(self, pending: bool) -> None:
         """Make what the group has generated hit-able, for prompts that contain it."""
-        pending = 1 if self._in_flight else 0
         for request in self.group.members:
             if request.request.output_name is not None:
                 computed = self.group.tick + request.offset

@@ -14,7 +14,7 @@ from servesim.cost.step_time import StepShape
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.state import Plan, RequestState, Status
 from servesim.engine.versions import Rules
-from servesim.kv.base import KVCacheManager, Usage
+from servesim.kv.base import KVCacheManager
 
 __all__ = ["Accept", "Speculation", "SpeculativeScheduler"]
 
@@ -209,8 +209,8 @@ class SpeculativeScheduler(Scheduler):
     def _cache_at_end(self, request: RequestState) -> None:
         """What is verified has been cached with the step's output, or stays out of the cache."""
 
-    def usage(self) -> Usage:
-        """The pool by class; drafts count as written until they are rejected, and never beyond the end."""
+    def _held(self) -> tuple[int, int]:
+        """As every scheduler's; drafts count as written until they are rejected, and never beyond the end."""
         size, computed, waste = self.kv.growth_block_size, 0, 0
         for request in self._loose:
             final = request.final_slots
@@ -219,4 +219,4 @@ class SpeculativeScheduler(Scheduler):
                 waste += request.final_waste
             if size is not None:
                 waste += max(-(-request.num_slots // size) * size - final - request.final_waste, 0)
-        return self.kv.usage(computed, waste)
+        return computed, waste

@@ -46,6 +46,7 @@ class RequestState:
         "emitted_s",
         "emitted_step",
         "failures",
+        "final_slots",
         "final_waste",
         "first_token_s",
         "grouped",
@@ -76,6 +77,8 @@ class RequestState:
         self.status = Status.WAITING
         self.num_prompt_tokens = request.prompt_tokens
         self.output_limit = min(request.output_tokens, max_model_len - request.prompt_tokens)
+        # KV slots in use when the last token comes out; that token's own KV is never written
+        self.final_slots = request.prompt_tokens + self.output_limit - 1
         self.num_computed_tokens = 0
         self.num_output_tokens = 0
         self.num_in_flight_tokens = 0  # scheduled, output not processed; kept one by one only
@@ -101,11 +104,6 @@ class RequestState:
         return self.num_prompt_tokens + self.num_output_tokens
 
     @property
-    def final_slots(self) -> int:
-        """KV slots in use when the last token comes out; that token's own KV is never written."""
-        return self.num_prompt_tokens + self.output_limit - 1
-
-    @property
     def priority_key(self) -> tuple[int, float, str]:
         """vLLM's order under the priority policy, smallest first."""
         return (self.request.priority, self.request.arrival_s, self.request.request_id)
@@ -120,6 +118,7 @@ class Plan:
     ``running`` counts, as vLLM does, also ``num_draining`` whose last token is in an earlier step.
     ``drafts`` counts the draft tokens among those scheduled, by request; those of a request in ``padded`` are
     mere placeholders. ``num_discarded`` are sampled tokens that came to nothing, known once committed.
+    ``group_contexts`` are the KV tokens that the group attends to in the plan's first step, by window.
     ``lookup`` is the prefix-cache look-up (tokens, hits) of a waiting request that did not fit, ``failure``
     why it did not.
 
@@ -138,6 +137,7 @@ class Plan:
     num_draining = 0
     lookup = (0, 0)
     failure = AdmissionFailure.NONE
+    group_contexts: tuple[int, ...] = ()
     running: int
     waiting: int
     shape: StepShape

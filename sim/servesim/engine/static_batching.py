@@ -8,7 +8,7 @@ from servesim.engine.orca import whole_prompts
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.state import AdmissionFailure, Plan, RequestState
 from servesim.engine.versions import Rules
-from servesim.kv.base import KVCacheManager, Usage
+from servesim.kv.base import KVCacheManager
 
 __all__ = ["StaticScheduler"]
 
@@ -49,8 +49,8 @@ class StaticScheduler(Scheduler):
         self._close(plan)
         return plan
 
-    def usage(self) -> Usage:
-        """The KV pool by class: what an ended request still holds is wasted."""
+    def _held(self) -> tuple[int, int]:
+        """As every scheduler's; what an ended request still holds is wasted."""
         computed = waste = 0
         for request in self.running:
             waste += request.final_waste
@@ -58,7 +58,7 @@ class StaticScheduler(Scheduler):
                 waste += request.final_slots
             else:
                 computed += request.num_computed_tokens
-        return self.kv.usage(computed, waste)
+        return computed, waste
 
     def _has_ended(self, request: RequestState) -> bool:
         """Whether it got its last token before the step that was scheduled last."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-__all__ = ["KVCacheManager", "PrefixHit", "Usage"]
+__all__ = ["Account", "KVCacheManager", "PrefixHit", "Usage"]
 
 SequenceT = TypeVar("SequenceT")
 """What a manager keeps about one request; opaque to everybody else."""
@@ -44,8 +44,26 @@ class Usage(NamedTuple):
     logical: int
 
 
+class Account(Protocol):
+    """How a manager's counts become the classes of its pool, of numbers or of whole columns."""
+
+    def usage(self, computed_tokens: Any, final_waste: Any, *levels: Any) -> Usage:
+        """The pool by class.
+
+        ``computed_tokens`` sums, over live sequences, the tokens written; ``final_waste`` sums the slots
+        that they hold and will never fill; ``levels`` as KVCacheManager.levels. Numbers, or arrays of equal
+        shape.
+        """
+        ...
+
+
 class KVCacheManager(Protocol[SequenceT]):
     """Owner of the KV pool. Every can_ question is asked before the act it speaks of."""
+
+    @property
+    def account(self) -> Account:
+        """What turns ``levels`` into the classes of the pool."""
+        ...
 
     @property
     def growth_block_size(self) -> int | None:
@@ -139,10 +157,6 @@ class KVCacheManager(Protocol[SequenceT]):
         """Slots of every run of free slots, by address; empty where any free block serves as well."""
         ...
 
-    def usage(self, computed_tokens: int, final_waste: int) -> Usage:
-        """The pool by class.
-
-        ``computed_tokens`` sums, over live sequences, the tokens written; ``final_waste`` sums the slots
-        that they hold and will never fill.
-        """
+    def levels(self) -> tuple[int, ...]:
+        """The manager's own counts at this moment, as many at any moment; its account knows their meaning."""
         ...

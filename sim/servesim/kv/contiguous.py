@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from servesim.kv.address_space import Fit, build_address_space
 from servesim.kv.base import PrefixHit, Usage
 
-__all__ = ["ContiguousKVCache", "ContiguousSequence", "Reservation", "reserved_slots"]
+__all__ = ["ContiguousAccount", "ContiguousKVCache", "ContiguousSequence", "Reservation", "reserved_slots"]
 
 Reservation = Literal["max", "pow2", "oracle"]
 
@@ -40,6 +40,24 @@ class ContiguousSequence:
         self.num_slots = 0
 
 
+class ContiguousAccount:
+    """The classes of a pool of slots."""
+
+    def usage(self, computed_tokens: Any, final_waste: Any, *levels: Any) -> Usage:
+        """The pool by class; ``levels`` as ContiguousKVCache gives them."""
+        allocated, round_up, free, holes = levels
+        return Usage(
+            tokens=computed_tokens,
+            reserved=allocated - round_up - computed_tokens - final_waste,
+            internal=final_waste,
+            round_up=round_up,
+            holes=holes,
+            cached=0 * free,
+            free=free - holes,
+            logical=computed_tokens,
+        )
+
+
 class ContiguousKVCache:
     """KVCacheManager that reserves at admission everything a request will ever hold.
 
@@ -54,12 +72,14 @@ class ContiguousKVCache:
         self, num_slots: int, max_model_len: int, policy: Reservation = "max", fit: Fit = "first"
     ) -> None:
         self.num_slots = num_slots
+        self.account = ContiguousAccount()
         self.max_model_len = max_model_len
         self.policy = policy
         self.space = build_address_space(fit, num_slots)
         self._allocated = 0  # slots
         self._round_up = 0  # of those, given but not asked for
         self._denied = 0  # slots that the head of the queue waits for
+        self._holes: int | None = None  # free slots that are useless; None: to be counted
 
     @property
     def num_free_blocks(self) -> int:
@@ -98,7 +118,7 @@ class ContiguousKVCache:
 
     def deny(self, num_blocks: int) -> bool:
         """Holes below ``num_blocks`` slots are useless until memory is freed."""
-        self._denied = num_blocks
+        self._denied, self._holes = num_blocks, None
         return num_blocks <= self.space.num_free
 
     def release(self, sequence: ContiguousSequence, num_processed_tokens: int) -> None:
@@ -137,31 +157,25 @@ class ContiguousKVCache:
         """Slots of every free run, by address."""
         return [size for _, size in sorted(self.space.holes())]
 
-    def usage(self, computed_tokens: int, final_waste: int) -> Usage:
-        """The pool by class.
+    def levels(self) -> tuple[int, ...]:
+        """Slots that are given, of those not asked for, that are free, and of those useless.
 
         A free run is a hole when the head of the queue was denied and it is too small for it, or, where
         all reservations are equal, as far as no whole reservation fits into it.
         """
-        free = self.space.num_free
-        holes = 0
+        if self._holes is None:
+            self._holes = self._useless()
+        return self._allocated, self._round_up, self.space.num_free, self._holes
+
+    def _useless(self) -> int:
         if self._denied:
-            holes = sum(size for _, size in self.space.holes() if size < self._denied)
-        elif self.policy == "max":
-            whole = self.space.granted(self.max_model_len)
-            holes = sum(size % whole for _, size in self.space.holes())
-        return Usage(
-            tokens=computed_tokens,
-            reserved=self._allocated - self._round_up - computed_tokens - final_waste,
-            internal=final_waste,
-            round_up=self._round_up,
-            holes=holes,
-            cached=0,
-            free=free - holes,
-            logical=computed_tokens,
-        )
+            return sum(size for _, size in self.space.holes() if size < self._denied)
+        if self.policy != "max":
+            return 0
+        whole = self.space.granted(self.max_model_len)
+        return sum(size % whole for _, size in self.space.holes())
 
     def _count(self, sequence: ContiguousSequence, sign: int) -> None:
         self._allocated += sign * sequence.num_slots
         self._round_up += sign * (sequence.num_slots - sequence.wanted)
-        self._denied = 0
+        self._denied, self._holes = 0, None

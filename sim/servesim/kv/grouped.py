@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from servesim.kv.base import PrefixHit, Usage
-from servesim.kv.paged import BlockPool, PagedKVCache, PagedSequence, spans_of
+from servesim.kv.base import PrefixHit
+from servesim.kv.paged import BlockPool, PagedAccount, PagedKVCache, PagedSequence, spans_of
 from servesim.kv.window import SlidingKVCache, longest_run
 
 __all__ = ["GroupedKVCache"]
@@ -37,6 +37,7 @@ class GroupedKVCache:
     ) -> None:
         self.pool = BlockPool(num_blocks, blank_blocks_first=blank_blocks_first, track_ids=track_ids)
         self.block_size = self.growth_block_size = block_size
+        self.account = PagedAccount(num_blocks, block_size, len(windows))
         self._caching = enable_prefix_caching
         self._drop_last_hit = drop_last_hit
         self._groups = [
@@ -202,19 +203,8 @@ class GroupedKVCache:
         """None: any free block serves."""
         return []
 
-    def usage(self, computed_tokens: int, final_waste: int) -> Usage:
-        """The pool by class, in slots of one group's tokens."""
-        size, groups = self.block_size, len(self._groups)
-        written = sum(computed_tokens - group.num_null_blocks * size for group in self._groups)
-        empty = sum(group.num_logical_blocks for group in self._groups) * size - written
-        used = (self.pool.num_blocks - 1 - self.pool.num_free) * size
-        return Usage(
-            tokens=used - empty,
-            reserved=empty - final_waste * groups,
-            internal=final_waste * groups,
-            round_up=0,
-            holes=0,
-            cached=self.pool.num_cached * size,
-            free=(self.pool.num_free - self.pool.num_cached) * size,
-            logical=written,
-        )
+    def levels(self) -> tuple[int, ...]:
+        """As PagedKVCache.levels, the last two summed over the groups."""
+        logical = sum(group.num_logical_blocks for group in self._groups)
+        null = sum(group.num_null_blocks for group in self._groups)
+        return self.pool.num_free, self.pool.num_cached, logical, null

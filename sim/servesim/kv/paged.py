@@ -8,11 +8,21 @@ are reclaimed is vLLM's, block for block (vllm/v1/core/block_pool.py, kv_cache_m
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from servesim.kv.base import PrefixHit, Usage
 from servesim.kv.content import ContentTree, Node
 
-__all__ = ["BlockPool", "Extent", "PagedKVCache", "PagedSequence", "first_copy", "parts_of", "spans_of"]
+__all__ = [
+    "BlockPool",
+    "Extent",
+    "PagedAccount",
+    "PagedKVCache",
+    "PagedSequence",
+    "first_copy",
+    "parts_of",
+    "spans_of",
+]
 
 
 class Extent:
@@ -115,16 +125,22 @@ class BlockPool:
     def take(self, count: int) -> list[int] | None:
         """Pop blocks from the front; the ids of blocks, when tracked."""
         self.num_free -= count
-        ids: list[int] | None = None
-        blank = min(count, self._blank)
+        blank = self._blank
+        if count <= blank and self._blank_ids is None:
+            self._blank -= count
+            return None
+        blank = min(count, blank)
         self._blank -= blank
+        ids: list[int] | None = None
         if self._blank_ids is not None:
             ids = self._blank_ids[-blank:][::-1] if blank else []
             del self._blank_ids[len(self._blank_ids) - blank :]
         count -= blank
         while count:
             extent = self._queue.after
-            size = min(count, extent.high - extent.low)
+            size = extent.high - extent.low
+            if size > count:
+                size = count
             extent.high -= size
             count -= size
             if ids is not None and extent.ids is not None:
@@ -177,6 +193,36 @@ class BlockPool:
         return extent
 
 
+class PagedAccount(NamedTuple):
+    """The classes of a pool of blocks: only the last blocks of a sequence have empty slots.
+
+    A request has its tokens in ``num_groups`` groups of blocks.
+    """
+
+    num_blocks: int
+    """With the null block."""
+    block_size: int
+    num_groups: int = 1
+
+    def usage(self, computed_tokens: Any, final_waste: Any, *levels: Any) -> Usage:
+        """The pool by class, in slots of one group's tokens; ``levels`` as PagedKVCache gives them."""
+        free, cached, logical, null = (count * self.block_size for count in levels)
+        written = self.num_groups * computed_tokens - null
+        waste = self.num_groups * final_waste
+        empty = logical - written
+        used = (self.num_blocks - 1) * self.block_size - free
+        return Usage(
+            tokens=used - empty,
+            reserved=empty - waste,
+            internal=waste,
+            round_up=0 * free,
+            holes=0 * free,
+            cached=cached,
+            free=free - cached,
+            logical=written,
+        )
+
+
 class PagedSequence:
     """Blocks of one request: cached ones as (extent, end of its part), then ``num_blank`` without a hash."""
 
@@ -214,6 +260,7 @@ class PagedKVCache:
     ) -> None:
         self.block_size = block_size
         self.pool = pool or BlockPool(num_blocks, blank_blocks_first=blank_blocks_first, track_ids=track_ids)
+        self.account = PagedAccount(num_blocks, block_size)
         self.num_logical_blocks = 0
         self.num_null_blocks = 0
         self._caching = enable_prefix_caching
@@ -378,21 +425,9 @@ class PagedKVCache:
         """None: any free block serves."""
         return []
 
-    def usage(self, computed_tokens: int, final_waste: int) -> Usage:
-        """The pool by class; only the last blocks of a sequence have empty slots."""
-        pool, size = self.pool, self.block_size
-        empty = (self.num_logical_blocks + self.num_null_blocks) * size - computed_tokens
-        used = (pool.num_blocks - 1 - pool.num_free) * size
-        return Usage(
-            tokens=used - empty,
-            reserved=empty - final_waste,
-            internal=final_waste,
-            round_up=0,
-            holes=0,
-            cached=pool.num_cached * size,
-            free=(pool.num_free - pool.num_cached) * size,
-            logical=computed_tokens - self.num_null_blocks * size,
-        )
+    def levels(self) -> tuple[int, ...]:
+        """Blocks that are free, cached, held counting every holder, and given back by live sequences."""
+        return self.pool.num_free, self.pool.num_cached, self.num_logical_blocks, self.num_null_blocks
 
     def _extend(self, sequence: PagedSequence, count: int) -> None:
         ids = self.pool.take(count)
