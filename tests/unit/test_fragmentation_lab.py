@@ -22,9 +22,7 @@ FEW = ["workload.trace.max_requests=120"]
 
 @pytest.fixture(scope="module")
 def report():
-    return api.fragmentation(
-        "chat-1000", overrides=["workload.trace.max_requests=500"], block_sizes=[16, 64]
-    )
+    return api.fragmentation("chat-1000", overrides=["workload.trace.max_requests=500"], block_sizes=[16, 64])
 
 
 def invoke(*words):

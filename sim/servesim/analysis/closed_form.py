@@ -33,6 +33,8 @@ class PerRequest:
     pool_slots: int
     requests_that_fit: float
     """Of this mean size; whole reservations where all have one size."""
+    left_over: int = 0
+    """Slots that reservations of one size cannot use: what is left beside as many as fit."""
 
     @property
     def allocated(self) -> float:
@@ -42,7 +44,8 @@ class PerRequest:
     def shares(self, running: float) -> dict[str, float]:
         """Shares of the pool by class with ``running`` requests at a time."""
         named = {name: getattr(self, name) for name in ("tokens", "reserved", "internal", "round_up")}
-        return {name: slots * running / self.pool_slots for name, slots in named.items()}
+        shares = {name: slots * running / self.pool_slots for name, slots in named.items()}
+        return shares | ({"holes": self.left_over / self.pool_slots} if self.left_over else {})
 
 
 def per_request(run: Run, pool_slots: int) -> PerRequest | None:
@@ -71,10 +74,17 @@ def per_request(run: Run, pool_slots: int) -> PerRequest | None:
     space = build_address_space(engine.contiguous_fit, pool_slots)
     chunk = np.array([space.granted(slots) for slots in asked.tolist()])
     fit = pool_slots / float(weights @ chunk)
+    left_over = 0
     if (chunk == chunk[0]).all():
-        fit = float(pool_slots // int(chunk[0]))
+        fit, left_over = float(pool_slots // int(chunk[0])), pool_slots % int(chunk[0])
     return PerRequest(
-        tokens, to_come, float(weights @ (asked - final)), float(weights @ (chunk - asked)), pool_slots, fit
+        tokens,
+        to_come,
+        float(weights @ (asked - final)),
+        float(weights @ (chunk - asked)),
+        pool_slots,
+        fit,
+        left_over,
     )
 
 
