@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import nan
 from typing import Any, NamedTuple
 
 from servesim.engine.scheduler import Scheduler
 from servesim.engine.state import Plan, RequestState
-from servesim.kv.base import PrefixHit
+from servesim.kv.base import KVCacheManager, PrefixHit
 
 __all__ = ["Holding", "KvRecorder", "Moment", "Stay"]
 
@@ -55,15 +56,17 @@ class _Live:
     """What the recorder keeps about a sequence that holds memory."""
 
     stay: Stay
-    held: dict[int, Holding] = field(default_factory=dict)  # by offset, group after group
+    held: dict[int, Holding] = field(default_factory=dict)  # by address
     pace: tuple[int, int] = (-2, 0)  # last step and tokens of the run of equal steps that is being extended
+
+
+_PROTOCOL = frozenset(dir(KVCacheManager))
 
 
 class KvRecorder:
     """Stands between a scheduler and its KV manager and notes every change of hands.
 
-    The scheduler must plan one by one, over a manager that knows where its blocks lie. What the manager can
-    do beyond the protocol passes through.
+    The scheduler must plan one by one, over a manager that knows where its blocks lie.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -82,7 +85,19 @@ class KvRecorder:
         return self._ended_s
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._kv, name)
+        value = getattr(self._kv, name)
+        return value if name in _PROTOCOL or not callable(value) else self._followed(value)
+
+    def _followed(self, act: Callable[..., Any]) -> Callable[..., Any]:
+        """An act beyond the protocol (a fork, a swap), with a look at the sequence it was done to."""
+
+        def then_look(*arguments: Any, **named: Any) -> Any:
+            result = act(*arguments, **named)
+            if arguments and id(arguments[0]) in self._live:
+                self._look(arguments[0])
+            return result
+
+        return then_look
 
     # ---- the KV manager's calls that change hands ------------------------------------------------
 
@@ -170,17 +185,13 @@ class KvRecorder:
     def _look(self, sequence: Any) -> None:
         live = self._live[id(sequence)]
         seen = self._units(self._kv.spans(sequence))
-        kept = {
-            offset
-            for address, _, offset in seen
-            if offset in live.held and live.held[offset].address == address
-        }
-        for offset in [offset for offset in live.held if offset not in kept]:
-            self._close(live.held.pop(offset), False)
+        now_held = {address for address, _, _ in seen}
+        for address in [address for address in live.held if address not in now_held]:
+            self._close(live.held.pop(address), False)
         for address, slots, offset in seen:
-            if offset not in kept:
+            if address not in live.held:
                 holding = Holding(live.stay.request, address, slots, offset, self._now)
-                live.held[offset] = holding
+                live.held[address] = holding
                 self.holdings.append(holding)
 
     def _close(self, holding: Holding, cached: bool) -> None:
