@@ -340,19 +340,29 @@ def simulate(
 
 
 def check_expect(scenario: Source, *, overrides: Sequence[str] = ()) -> None:
-    """Raise ConfigError when a scenario expects nothing, or of a metric that no result of it has."""
+    """Raise ConfigError when a scenario expects nothing, or a metric that no result of it has."""
+    prepared = _prepare(scenario, overrides)
+    if not prepared.loaded.scenario.expect:
+        problem = Problem(
+            "the scenario expects nothing",
+            file=str(prepared.loaded.file),
+            path="expect",
+            next_step="add a list of metrics with value and tolerance (docs/expectations.md)",
+        )
+        raise ConfigError(problem)
+    _refuse_unknown_metrics(prepared)
+
+
+def _refuse_unknown_metrics(prepared: Prepared) -> None:
+    """Look the scenario's metrics up in the result of a run in which nothing happens."""
     from servesim.analysis.expectations import metrics_of, refuse_unknown_metrics
     from servesim.engine.events import Log
     from servesim.report.as_json import result
 
-    prepared = _prepare(scenario, overrides)
-    expected, file = prepared.loaded.scenario.expect, str(prepared.loaded.file)
-    if not expected:
-        step = "add a list of metrics with value and tolerance (docs/expectations.md)"
-        raise ConfigError(Problem("the scenario expects nothing", file=file, path="expect", next_step=step))
     resolved = prepared.loaded.scenario.model_copy(update={"engine": prepared.engine})
     nothing = Run(resolved, prepared.gpu, prepared.model, prepared.memory, Log())
-    refuse_unknown_metrics(expected, metrics_of(result(summarise(nothing))), file)
+    metrics = metrics_of(result(summarise(nothing)))
+    refuse_unknown_metrics(resolved.expect, metrics, str(prepared.loaded.file))
 
 
 def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: Any) -> Comparison:
@@ -414,6 +424,8 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
     """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
     prepared = _prepare(scenario, overrides)
     build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
+    if prepared.loaded.scenario.expect:
+        _refuse_unknown_metrics(prepared)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests
 
 

@@ -23,7 +23,7 @@ from servesim.kv.address_space import Fit, build_address_space
 
 def compare(operations: int) -> None:
     """The operations, spread over every policy and fit."""
-    each = operations // (len(KINDS) * len(POLICIES))
+    each = -(-operations // (len(KINDS) * len(POLICIES)))
     for policy in POLICIES:
         for fit in KINDS:
             rng, begin_s = Random(f"{policy} {fit}"), time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 from block_model import BlockModel, SequenceModel
@@ -147,8 +147,16 @@ class Pair:
                 self._check_hit(known, num_tokens)
             if self.track_ids:
                 assert kv.block_ids(known.real) == [block.number for block in known.model.table]
+                self._check_spans(known)
         if self.track_ids:
             assert kv.pool.evicted_ids == model.evicted
+
+    def _check_spans(self, known: Known) -> None:
+        size, spans = self.model.block_size, self.kv.spans(known.real)
+        slots = [slot for first, count in spans for slot in range(first, first + count)]
+        table = [(block.number - 1) * size for block in known.model.table]
+        assert slots == [slot for first in table for slot in range(first, first + size)]
+        assert all(a + count != b for (a, count), (b, _) in pairwise(spans)), "neighbours make one span"
 
     def _check_ownership(self) -> None:
         """No block is lost or given out twice: each is free or has exactly the users that list it."""

@@ -245,13 +245,17 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
     def shares(where: Mask | None) -> dict[str, float]:
         return {name: _per(line.mean(*pair, where), pool) for name, pair in ends.items()}
 
-    live = [ends["tokens"][end] + ends["reserved"][end] + ends["internal"][end] for end in (0, 1)]
+    held = ("tokens", "reserved", "internal", "round_up")
+    live = [np.sum([ends[name][end] for name in held], axis=0) for end in (0, 1)]
     stored = float(line.integral(*ends["tokens"]).sum())
     memory, engine = run.memory, run.scenario.engine
     tokens, requests = memory.kv_cache_tokens, memory.max_concurrency
     if engine.allocator != "paged":
         assert engine.max_model_len is not None
-        tokens, requests = memory.contiguous_tokens, memory.contiguous_tokens // engine.max_model_len
+        longest = engine.max_model_len
+        if engine.contiguous_fit == "buddy":
+            longest = 1 << (longest - 1).bit_length()
+        tokens, requests = memory.contiguous_tokens, memory.contiguous_tokens // longest
     mean, in_queue = shares(None), shares(queued)
     return KvUse(
         pool_tokens=pool,

@@ -121,13 +121,14 @@ def _limit_problems(
             )
         )
     if not engine.enable_chunked_prefill and max_num_batched_tokens < max_model_len:
+        chunks = engine.batching == "continuous"
         problems.append(
             Problem(
                 "without chunked prefill a step must have room for the longest prompt",
                 path="engine.max_num_batched_tokens",
                 got=f"{max_num_batched_tokens} with max_model_len {max_model_len}",
-                next_step=f"raise it to at least {max_model_len}, lower engine.max_model_len, "
-                "or set engine.enable_chunked_prefill: true",
+                next_step=f"raise it to at least {max_model_len}, lower engine.max_model_len, or set "
+                + ("engine.enable_chunked_prefill: true" if chunks else "engine.batching: continuous"),
             )
         )
     return problems

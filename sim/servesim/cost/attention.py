@@ -166,9 +166,9 @@ class PrefillAttention:
 
     def chunk_s(self, num_tokens: int, num_cached: int, window: int | None) -> float:
         """Time of one chunk, its base not included."""
-        end = num_cached + num_tokens
-        span = end if window is None else min(end, window)
-        read = end if window is None else min(end, window + num_tokens)
+        span = read = end = num_cached + num_tokens
+        if window is not None:
+            span, read = min(end, window), min(end, window + num_tokens)
         pairs = causal_pairs(num_tokens, num_cached, window)
         seconds = pairs * self._per_pair_s * (1.0 + self._short_tokens / span)
         if self._io is not None:

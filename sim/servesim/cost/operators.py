@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig, OperatorStepTime
@@ -21,6 +24,7 @@ from servesim.cost.step_time import UNLIMITED_STEPS, AffineSteps, StepShape
 __all__ = ["OperatorLaw"]
 
 _ACTIVATION_BYTES = 2.0
+_PAGE = 256  # counts of rows that are worked out together
 _SENT_TENSORS = 2  # vLLM hands hidden states and residual to the next pipeline stage
 
 
@@ -68,6 +72,7 @@ class OperatorLaw:
         self._slopes_s = tuple(layers * self._decode.per_context_token_s for layers in part.window_layers)
         self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
+        self._row_s: dict[int, float] = {}
         self._token_s: dict[int, float] = {}
         self._sampled_s: dict[int, float] = {}
         self._decode_base_s: dict[int, float] = {}
@@ -93,7 +98,7 @@ class OperatorLaw:
         num_decodes, contexts, chunks, num_sampled, _ = shape
         num_tokens = shape.num_tokens
         seconds = self._fixed_s(num_tokens, num_decodes, num_sampled)
-        for context, slope_s in zip(contexts, self._slopes_s, strict=True):
+        for context, slope_s in zip(contexts, self._slopes_s):  # noqa: B905
             seconds += context * slope_s
         if chunks:
             seconds += self._prefill_attention_s(chunks)
@@ -110,7 +115,7 @@ class OperatorLaw:
             law = self._decode_laws[num_decodes] = self._decode_law(num_decodes)
         seconds, least_s, extra_s = law
         growth_s = 0.0
-        for context, growth, slope_s in zip(context_tokens, context_growth, self._slopes_s, strict=True):
+        for context, growth, slope_s in zip(context_tokens, context_growth, self._slopes_s):  # noqa: B905
             seconds += context * slope_s
             growth_s += growth * slope_s
         if seconds >= least_s:
@@ -151,7 +156,7 @@ class OperatorLaw:
         """Everything but prompt chunks' attention and the context-dependent part of decode attention."""
         seconds = self._token_s.get(num_tokens)
         if seconds is None:
-            seconds = self._token_s[num_tokens] = sum(self._token_parts(num_tokens).values())
+            seconds = self._token_s[num_tokens] = self._tokens_s(num_tokens)
         sampling_s = self._sampled_s.get(num_sampled)
         if sampling_s is None:
             sampling_s = self._sampled_s[num_sampled] = sum(self._sampling_parts(num_sampled).values())
@@ -160,14 +165,30 @@ class OperatorLaw:
             decode_s = self._decode_base_s[num_decodes] = sum(self._decode_base_parts(num_decodes).values())
         return seconds + sampling_s + decode_s
 
+    def _tokens_s(self, num_tokens: int) -> float:
+        """The sum of _token_parts, those of rows worked out for many counts at a time."""
+        if not num_tokens:
+            return 0.0
+        rows = self._graphs.rows(num_tokens)
+        if rows not in self._row_s:
+            page = np.arange(_PAGE) + rows // _PAGE * _PAGE
+            self._row_s.update(zip(page.tolist(), sum(self._row_parts(page).values()).tolist(), strict=True))
+        experts = self._shard.experts
+        return self._row_s[rows] + (self._experts_s(experts, num_tokens) if experts is not None else 0.0)
+
     def _token_parts(self, num_tokens: int) -> dict[str, float]:
         """Products, communication and elementwise kernels of a step's tokens, summed over layers."""
         if not num_tokens:
             return {}
-        part, rows = self._shard, self._graphs.rows(num_tokens)
+        parts = self._row_parts(self._graphs.rows(num_tokens))
+        if self._shard.experts is not None:
+            parts["experts"] = self._experts_s(self._shard.experts, num_tokens)
+        return parts
+
+    def _row_parts(self, rows: Any) -> dict[str, Any]:
+        """What depends on the rows of the step's products, which a CUDA graph pads; a number or an array."""
+        part = self._shard
         parts = self._linear_parts(part.linears, rows)
-        if part.experts is not None:
-            parts["experts"] = self._experts_s(part.experts, num_tokens)
         activation_bytes = rows * part.hidden_size * ALL_REDUCE_BYTES
         if self._tensor_parallel_size > 1:
             # Two per layer, and one for the embedding, whose rows are split over the GPUs.
@@ -177,8 +198,8 @@ class OperatorLaw:
         parts["elementwise"] = self._elementwise_s(rows)
         return parts
 
-    def _linear_parts(self, linears: Iterable[Linear], rows: int) -> dict[str, float]:
-        parts: defaultdict[str, float] = defaultdict(float)
+    def _linear_parts(self, linears: Iterable[Linear], rows: Any) -> dict[str, Any]:
+        parts: defaultdict[str, Any] = defaultdict(float)
         for linear in linears:
             gemm = self._quantised_gemm if linear.quantised else self._gemm
             parts[linear.name] += linear.num_layers * gemm.seconds(rows, linear.n, linear.k)
@@ -191,7 +212,7 @@ class OperatorLaw:
         down_s = self._expert_gemm.grouped_seconds(load, hidden, experts.width)
         return experts.num_layers * (up_s + down_s)
 
-    def _elementwise_s(self, rows: int) -> float:
+    def _elementwise_s(self, rows: Any) -> Any:
         """Four kernels per layer (two norms with residual, rotation, activation), two more to route."""
         part, scale = self._shard, rows * _ACTIVATION_BYTES
         norm_s = self._elementwise.seconds(4 * part.hidden_size * scale)

@@ -148,4 +148,4 @@ class Elementwise:
 
     def seconds(self, num_bytes: float) -> float:
         """Time to move ``num_bytes``, read and written."""
-        return max(self._launch_s, num_bytes / self._bytes_per_s)
+        return larger(self._launch_s, num_bytes / self._bytes_per_s)

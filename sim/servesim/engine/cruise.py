@@ -15,7 +15,6 @@ from servesim.engine.events import Log
 from servesim.engine.flight import Flight
 from servesim.engine.ledger import Ledger
 from servesim.engine.scheduler import Scheduler
-from servesim.engine.state import RequestState
 
 __all__ = ["Cruise"]
 
@@ -48,28 +47,33 @@ class Cruise:
         self._wait_until = wait_until
 
     def run(self, flight: Flight, now_s: float) -> Generator[Any, Any, tuple[float, Flight | None]]:
-        """Go on from a plan that coasts and begins now; returns the time and what begins then, None if nothing.
+        """Go on from a plan that coasts and begins now; returns the time and what begins then, if anything.
 
         Returns where blocks may run short and where somebody is not let in whole.
         """
         scheduler, lead, next_event_s, ledger = self._scheduler, self._lead, self._next_event_s, self._ledger
-        group, kv, append, pace = (
-            scheduler.group,
-            scheduler.kv,
-            self._log.steps.append,
-            self._step_time.decode_steps,
-        )
+        group, kv, pack, write = scheduler.group, scheduler.kv, self._log.steps.pack, self._log.steps.write
+        decode_steps, duration_s = self._step_time.decode_steps, Flight.duration_s
+        members = group.members
         alone = not (flight.plan.scheduled or flight.plan.finishing)  # a row of the group, not a plan
         if alone:
             scheduler.drop_plans()
         while True:
-            count, levels, ended = len(group.members), flight.levels, list[RequestState]()
-            # When the step after these is decided, and when they end.
-            more, end_s = 0, now_s + flight.first_s
-            decided_s = now_s if lead else end_s
+            # The steps after the first, when what follows them is decided, and when they end.
+            count, levels, more, decided_s = len(members), flight.levels, 0, now_s
+            end_s = now_s + flight.first_s
             if alone:
-                more, decided_s, end_s = self._row(flight, now_s)
-            blocks = group.blocks_demanded(more)
+                more, event_s = group.steps_to_finish(), now_s if scheduler.waiting else next_event_s()
+                if more >= flight.num_steps:
+                    more = flight.num_steps - 1
+                decided_s += duration_s(flight, more + 1 - lead)
+                if event_s <= decided_s:
+                    steps = flight.steps_until(event_s - now_s) if event_s > now_s else 0
+                    more, decided_s = steps - 1 + lead, now_s + duration_s(flight, steps)
+                end_s = now_s + duration_s(flight, more + 1)
+            elif not lead:
+                decided_s = end_s
+            blocks = group.blocks_demanded(more) if more else 0
             if blocks + count > kv.num_free_blocks:
                 if alone:
                     flight.plan = scheduler.plan_of_group(lead)
@@ -77,17 +81,23 @@ class Cruise:
             if more:
                 scheduler.advance_group(more, blocks)
                 levels = scheduler.levels()
-            while next_event_s() <= decided_s:
-                yield self._wait_until(decided_s)
-            if alone:
-                ended = scheduler.pop_ended()
-            after = self._plan(len(ended), decided_s) if lead else None
+            ended = scheduler.pop_ended() if alone else []
+            after = None
+            if lead:
+                while next_event_s() <= decided_s:
+                    yield self._wait_until(decided_s)
+                if scheduler.waiting:
+                    after = self._let_in(len(ended), decided_s)
+                elif members:
+                    scheduler.advance_group(1, group.blocks_demanded(1))
+            if next_event_s() < end_s:
+                yield self._wait_until(end_s)
             if alone:
                 scheduler.commit_group(ended, more + 1, end_s)
-                append(
+                write(pack(
                     now_s, flight.first_s, flight.growth_s, more + 1, count, 0, 0, flight.levels[0],
                     count, count, count, 0, 0, 0, *flight.levels, *levels,
-                )  # fmt: skip
+                ))  # fmt: skip
                 self._log.end_s = end_s
                 for request in ended:
                     ledger.end(request, end_s)
@@ -96,42 +106,31 @@ class Cruise:
                 ledger.commit(flight, 1, end_s)
             now_s = end_s
             if not lead:
-                while next_event_s() <= now_s:  # who follows those that have ended
+                while next_event_s() <= now_s:
                     yield self._wait_until(now_s)
-                after = self._plan(0, now_s)
+                if scheduler.waiting:
+                    after = self._let_in(0, now_s)
+                elif members:
+                    scheduler.advance_group(1, group.blocks_demanded(1))
             if after is not None:
                 alone, flight = False, after
                 flight.begin(now_s, scheduler.levels())
                 if scheduler.waiting or not flight.plan.coasts:
                     return now_s, flight
-            elif group.members:
+            elif members:
                 if not alone:
                     alone, flight = True, Flight(flight.plan)
-                levels = scheduler.levels()
-                count = len(group.members)
-                flight.first_s, flight.growth_s, flight.num_steps = pace(count, (levels[0],), (count,))
+                count, levels = len(members), scheduler.levels()
+                flight.first_s, flight.growth_s, flight.num_steps = decode_steps(
+                    count, (levels[0],), (count,)
+                )
                 flight.begin(now_s, levels)
             else:
                 return now_s, None
 
-    def _row(self, flight: Flight, now_s: float) -> tuple[int, float, float]:
-        """Steps of the row after its first, when the step after the row is decided, and when the row ends."""
-        lead, event_s = self._lead, self._next_event_s()
-        more = min(self._scheduler.group.steps_to_finish(), flight.num_steps - 1)
-        decided_s = now_s + flight.duration_s(more + 1 - lead)
-        if event_s <= decided_s:
-            steps = flight.steps_until(event_s - now_s) if event_s > now_s else 0
-            more, decided_s = steps - 1 + lead, now_s + flight.duration_s(steps)
-        return more, decided_s, now_s + flight.duration_s(more + 1)
-
-    def _plan(self, draining: int, now_s: float) -> Flight | None:
-        """Schedule the next step: of the group alone, or with those who have arrived, whose plan takes off."""
-        scheduler = self._scheduler
-        if not scheduler.waiting:
-            if scheduler.group.members:
-                scheduler.advance_group(1, scheduler.group.blocks_demanded(1))
-            return None
-        plan = scheduler.plan_beside_group(draining, bool(self._lead))
+    def _let_in(self, draining: int, now_s: float) -> Flight | None:
+        """Schedule the next step of the group and of those who have arrived."""
+        plan = self._scheduler.plan_beside_group(draining, bool(self._lead))
         if plan is None:
             return None
         for state in plan.admitted:

@@ -134,6 +134,8 @@ class DecodeGroup:
         phase = self.tick % size
         if steps == 1:
             return self._phases[phase]
+        if phase + steps <= size:
+            return sum(self._phases[phase : phase + steps])
         cycles, rest = divmod(steps, size)
         end = phase + rest
         demand = sum(self._phases[phase:end])

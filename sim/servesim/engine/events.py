@@ -23,13 +23,14 @@ class _Rows:
 
     def __init__(self, floats: tuple[str, ...], integers: tuple[str, ...]) -> None:
         self._row = np.dtype([*((name, "<f8") for name in floats), *((name, "<i8") for name in integers)])
-        self._pack = Struct(f"<{len(floats)}d{len(integers)}q").pack
         self._bytes = bytearray()
+        # What append does, for who has many rows: write(pack(*row)).
+        self.pack, self.write = Struct(f"<{len(floats)}d{len(integers)}q").pack, self._bytes.extend
         self._columns: dict[str, NDArray[Any]] = {}
 
     def append(self, *row: float) -> None:
         """Add one row, in the order of the columns."""
-        self._bytes += self._pack(*row)
+        self.write(self.pack(*row))
 
     def __len__(self) -> int:
         return len(self._bytes) // self._row.itemsize

@@ -19,7 +19,7 @@ class Ledger:
 
     def __init__(self, scheduler: Scheduler, log: Log, on_end: Callable[[Request, float], None]) -> None:
         self._scheduler = scheduler
-        self._log = log
+        self._log, self._rows, self._requests = log, log.steps, log.requests
         self._on_end = on_end
 
     def commit(self, flight: Flight, steps: int, now_s: float) -> None:
@@ -32,13 +32,13 @@ class Ledger:
         prefill_tokens = 0
         for tokens, _ in shape.chunks:
             prefill_tokens += tokens
-        self._log.steps.append(
+        self._rows.write(self._rows.pack(
             flight.begun_s, flight.row_first_s, flight.growth_s,
             flight.done, shape.num_decodes, len(shape.chunks), prefill_tokens,
             shape.decode_context_tokens[0], shape.num_sampled - plan.num_discarded, itl_samples,
             plan.running - plan.num_draining, plan.waiting, len(plan.preempted), plan.failure,
             *flight.levels, *flight.end_levels,
-        )  # fmt: skip
+        ))  # fmt: skip
         for state in plan.finishing:
             self.end(state, now_s)
 
@@ -55,8 +55,8 @@ class Ledger:
     def write(self, state: RequestState, finish_s: float = nan) -> None:
         """Write down a request; NaN: it has not ended."""
         request = state.request
-        self._log.requests.append(
+        self._requests.write(self._requests.pack(
             request.arrival_s, state.scheduled_s, state.first_token_s, finish_s,
             request.index, request.prompt_tokens, request.output_tokens, state.num_output_tokens,
-            max(state.cached_tokens, 0), state.num_preemptions, state.status,
-        )  # fmt: skip
+            state.cached_tokens if state.cached_tokens > 0 else 0, state.num_preemptions, state.status,
+        ))  # fmt: skip

@@ -109,7 +109,8 @@ class OneByOneScheduler:
         self._in_flight.popleft()
         self._committed_step += steps
         self._committed_s = now_s
-        contiguous, gaps = plan.group_size, list[float]()
+        contiguous: int = plan.group_size
+        gaps: list[float] = []
         for request, tokens, _ in plan.scheduled:
             request.num_in_flight_tokens -= tokens
         for request in plan.yielding:

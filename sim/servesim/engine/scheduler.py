@@ -65,6 +65,15 @@ class Scheduler(OneByOneScheduler):
         self._dissolve_group()
         return super().unfinished()
 
+    def levels(self) -> tuple[int, ...]:
+        """What the KV pool's classes are made of, as scheduled so far: see kv.base.Account."""
+        group = self.group
+        computed, waste = group.computed_tokens(), group.final_waste
+        if self._loose:
+            loose_computed, loose_waste = self._held()
+            computed, waste = computed + loose_computed, waste + loose_waste
+        return (computed, waste, *self.kv.levels())
+
     # ---- a plan that coasts: the decode group goes on, step after step --------------------------
 
     def segment(self, plan: Plan, num_steps: int) -> int:
@@ -157,10 +166,6 @@ class Scheduler(OneByOneScheduler):
         self._in_flight.clear()
 
     # ---- the decode group ----------------------------------------------------------------------
-
-    def _held(self) -> tuple[int, int]:
-        computed, waste = super()._held() if self._loose else (0, 0)
-        return computed + self.group.computed_tokens(), waste + self.group.final_waste
 
     def _form_group(self) -> None:
         """Let the decoding requests advance together again, if each yielded a token in the last step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Account", "KVCacheManager", "PrefixHit", "Usage"]
+__all__ = ["NO_HIT", "Account", "KVCacheManager", "PrefixHit", "Usage"]
 
 SequenceT = TypeVar("SequenceT")
 """What a manager keeps about one request; opaque to everybody else."""
@@ -22,6 +22,10 @@ class PrefixHit(NamedTuple):
     num_blocks: int
     num_evictable: int
     pieces: tuple[Any, ...]
+
+
+NO_HIT = PrefixHit(0, 0, 0, ())
+"""The cache has nothing of a sequence."""
 
 
 class Usage(NamedTuple):

@@ -24,12 +24,12 @@ class Node:
     ``extents`` are the cached blocks that end inside it, in the order in which they were cached.
     """
 
-    __slots__ = ("__weakref__", "children", "extents", "parent", "start")
+    __slots__ = ("__weakref__", "extents", "parent", "serial", "start")
 
-    def __init__(self, start: int, parent: Node | None) -> None:
+    def __init__(self, start: int, parent: Node | None, serial: int) -> None:
         self.start = start
-        self.parent = parent  # keeps the chain alive: children are held weakly
-        self.children: WeakValueDictionary[tuple[int, Hashable], Node] | None = None
+        self.parent = parent  # keeps the chain alive: the tree holds its nodes weakly
+        self.serial = serial  # no other node of the tree has it
         self.extents: list[Extent] = []
 
 
@@ -37,7 +37,9 @@ class ContentTree:
     """All chains of named segments that some sequence or some cached block still knows."""
 
     def __init__(self) -> None:
-        self._root = Node(0, None)
+        self._root = Node(0, None, 0)
+        self._named: WeakValueDictionary[tuple[int, int, Hashable], Node] = WeakValueDictionary()
+        self._num_nodes = 0
 
     def path(
         self,
@@ -62,10 +64,13 @@ class ContentTree:
 
     def _child(self, parent: Node, start: int, name: Hashable | None) -> Node:
         if name is None:
-            return Node(start, parent)
-        if parent.children is None:
-            parent.children = WeakValueDictionary()
-        child = parent.children.get((start, name))
+            return self._new(start, parent)
+        key = parent.serial, start, name
+        child = self._named.get(key)
         if child is None:
-            child = parent.children[start, name] = Node(start, parent)
+            child = self._named[key] = self._new(start, parent)
         return child
+
+    def _new(self, start: int, parent: Node) -> Node:
+        self._num_nodes += 1
+        return Node(start, parent, self._num_nodes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from servesim.kv.base import PrefixHit, Usage
+from servesim.kv.base import NO_HIT, PrefixHit, Usage
 from servesim.kv.content import ContentTree, Node
 
 __all__ = [
@@ -307,6 +307,8 @@ class PagedKVCache:
         """Longest run of cached blocks from the start, within ``num_tokens``."""
         if not self._caching:
             return None
+        if not sequence.path[0].extents:
+            return NO_HIT
         hit = self.find_blocks(sequence, num_tokens // self.block_size)
         if self._drop_last_hit and hit.num_blocks:
             return self.find_blocks(sequence, hit.num_blocks - 1)
