@@ -60,7 +60,7 @@ def test_everything_is_given_back_once(case):
     _, recorder = case
     assert recorder.holdings
     assert all(holding.end is not None for holding in recorder.holdings)
-    held = Counter((h.address, h.begin, h.request, h.offset) for h in recorder.holdings)
+    held = Counter((h.address, h.begin, h.request) for h in recorder.holdings)
     assert max(held.values()) == 1
     assert {h.request for h in recorder.holdings} == {stay.request for stay in recorder.stays if stay.written}
 
@@ -132,6 +132,14 @@ def test_windows_give_blocks_back_on_the_way():
     for holding in recorder.holdings:
         ends[holding.request].append(holding.end)
     assert any(len(set(moments)) > 1 for moments in ends.values())
+
+
+def test_every_group_of_layers_begins_with_the_first_token():
+    run, recorder = recorded("windows")
+    longest = {stay.request: stay.final_slots for stay in recorder.stays}
+    firsts = Counter(h.request for h in recorder.holdings if h.offset == 0)
+    assert max(firsts.values()) == len(run.memory.kv_layout.group_windows) == 2
+    assert all(h.offset < longest[h.request] for h in recorder.holdings)
 
 
 def test_holes_of_equal_reservations():

@@ -182,15 +182,30 @@ class KvRecorder:
             offset += slots
         return found
 
+    def _place(self, sequence: Any, stay: Stay, spans: list[tuple[int, int]]) -> Callable[[int], int]:
+        """From a place in the spans to the place of its token in the request.
+
+        A sequence of several groups of layers has as many tables of one length. Branches of a request have
+        more blocks than its tokens: which token lies where is not told, and they all count as its first ones.
+        """
+        if self._unit is None:
+            return lambda offset: offset
+        tables = len(sequence) if isinstance(sequence, tuple) else 1
+        length = sum(slots for _, slots in spans) // tables
+        if length > stay.final_slots + 2 * self._unit:
+            return lambda offset: 0
+        return lambda offset: offset % length
+
     def _look(self, sequence: Any) -> None:
         live = self._live[id(sequence)]
-        seen = self._units(self._kv.spans(sequence))
+        spans = self._kv.spans(sequence)
+        seen, place = self._units(spans), self._place(sequence, live.stay, spans)
         now_held = {address for address, _, _ in seen}
         for address in [address for address in live.held if address not in now_held]:
             self._close(live.held.pop(address), False)
         for address, slots, offset in seen:
             if address not in live.held:
-                holding = Holding(live.stay.request, address, slots, offset, self._now)
+                holding = Holding(live.stay.request, address, slots, place(offset), self._now)
                 live.held[address] = holding
                 self.holdings.append(holding)
 

@@ -285,7 +285,7 @@ def _figures(entries: Sequence[Entry]) -> Iterator[tuple[str, Callable[[Entry], 
     yield "Slots asked for over filled", lambda e: _number(e.account.waste.over_reservation, 2)
     yield "Sharing factor", _of("sharing", 3)
     if any(entry.account.failures.get("admission_failures_fit") for entry in entries):
-        yield "Failed for fit (%)", lambda e: _number(e.account.failed_fit_rate * 100, 1)
+        yield "Enough free, no hole fits (%)", lambda e: _number(e.account.failed_fit_rate * 100, 1)
     for key in dict.fromkeys(k for entry in entries for k, n in entry.account.failures.items() if n):
         label = _DENIED.get(key, key)
         yield label, lambda e, key=key: f"{e.account.failures.get(key, 0):,}"  # type: ignore[misc]

@@ -36,7 +36,7 @@ def bars(accounts: Sequence[Fragmentation]) -> Figure:
             for value, half in ((share.mean, share.half_width), (predicted.get(part, 0.0), math.nan)):
                 values.append(_round(value * 100))
                 errors.append(None if math.isnan(half) or part != "tokens" else _round(half * 100))
-                texts.append(f"{value:.1%}" if value >= 0.04 else "")
+                texts.append(f"{value:.1%}" if value >= 0.05 else "")
         if any(values):
             data.append(_stack(part, names, kinds, values, errors, texts))
     layout = {
@@ -176,8 +176,11 @@ def waste_histogram(accounts: Sequence[Fragmentation]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def holes(named: dict[str, Holes]) -> Figure:
-    """How many free pieces of which size lie between the allocations, on average over time."""
+def holes(named: dict[str, Holes], names: Sequence[str]) -> Figure:
+    """How many free pieces of which size lie between the allocations, on average over time.
+
+    ``names`` are all allocators of the page, so that each keeps its colour.
+    """
     biggest = max(max((k for k, count in enumerate(of.counts) if count), default=0) for of in named.values())
     smallest = min(
         min((k for k, count in enumerate(of.counts) if count), default=biggest) for of in named.values()
@@ -188,10 +191,10 @@ def holes(named: dict[str, Holes]) -> Figure:
             "name": name,
             "x": [f"{of.sizes[k]:,}+" for k in range(smallest, biggest + 1)],
             "y": [_round(of.counts[k]) for k in range(smallest, biggest + 1)],
-            "marker": {"color": _colour(i)},
+            "marker": {"color": _colour(names.index(name))},
             "hovertemplate": "%{x} slots: %{y:.2f} holes on average",
         }
-        for i, (name, of) in enumerate(named.items())
+        for name, of in named.items()
     ]
     layout = {
         "barmode": "group",

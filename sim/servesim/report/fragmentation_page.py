@@ -36,7 +36,7 @@ def lab_html(lab: Lab) -> str:
             series.append((entry.account.name, place))
     holes = {one.name: one.holes for one in lab.maps if one.holes}
     if holes:
-        figures["holes"] = fragmentation_charts.holes(holes)
+        figures["holes"] = fragmentation_charts.holes(holes, [account.name for account in accounts])
     if lab.block_sizes:
         figures["block-sizes"] = fragmentation_charts.block_sizes(lab.block_sizes)
     return figure_page(
