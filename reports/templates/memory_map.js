@@ -19,12 +19,12 @@
     return context.createPattern(tile, "repeat");
   }
 
-  // Tokens of a request that are written at a tick; between two of its points it grows evenly.
-  function writtenAt(request, tick) {
+  // Tokens of a request that are written at a tick (before: just until then); between two points it grows evenly.
+  function writtenAt(request, tick, before = false) {
     const points = request.written;
     if (!points.length || tick < points[0]) return 0;
     for (let i = 2; i < points.length; i += 2) {
-      if (tick <= points[i]) {
+      if (tick < points[i] || (before && tick === points[i])) {
         const [t0, n0, t1, n1] = [points[i - 2], points[i - 1], points[i], points[i + 1]];
         return t1 > t0 ? n0 + (n1 - n0) * (tick - t0) / (t1 - t0) : n1;
       }
@@ -166,7 +166,8 @@
       context.beginPath();
       context.moveTo(this.x(band.begin), this.y(band.low));
       for (const tick of ticks) {
-        context.lineTo(this.x(tick), this.y(band.low + clamp(writtenAt(request, tick) - band.offset, 0, band.size)));
+        const written = writtenAt(request, tick, tick === band.end) - band.offset;
+        context.lineTo(this.x(tick), this.y(band.low + clamp(written, 0, band.size)));
       }
       context.lineTo(this.x(band.end), this.y(band.low));
       context.fillStyle = request.colour;

@@ -146,7 +146,7 @@ def share_table(accounts: Sequence[Fragmentation], *, whole: bool) -> Table:
     caption = (
         "Whole run: mean (5th and 95th percentile over time, peak), in % of the pool"
         if whole
-        else f"{period(accounts)}: mean and 95 % interval (% of the pool)"
+        else f"{period(accounts)}: mean and 95 % interval (none if the run is too short), in % of the pool"
     )
     head = ("Class", *(account.name for account in accounts))
     return Table(caption, head, tuple(rows), swatches=tuple(classes))
