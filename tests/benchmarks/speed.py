@@ -1,13 +1,16 @@
 """How fast the simulator is, as a ratio to a yardstick of the same machine and minute.
 
-    python tests/benchmarks/speed.py [SCENARIO ...] [--million]
+    python tests/benchmarks/speed.py [SCENARIO ...] [--process] [--batch] [--million]
 
 The yardstick is one SimPy process that waits a million times. CPU seconds, best of three; simulation only,
-without reading files and writing reports.
+without reading files and writing reports. --process measures `servesim run std10k --json` as a whole, --batch
+the time of a step with 16 and with 256 running requests, --million a million requests.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -68,12 +71,57 @@ def measure(scenario: str, repeats: int = 3) -> None:
     )
 
 
+BATCH = """\
+name: batch
+model: llama-3.1-8b
+hardware: {{gpu: h100-sxm}}
+engine: {{max_model_len: 8192, max_num_seqs: 1024, step_time: {{law: linear, base_s: 0.02}}}}
+workload:
+  num_requests: 5000
+  arrivals: {{process: poisson, rate_per_s: 10}}
+  prompt_tokens: {{law: fixed, tokens: 100}}
+  output_tokens: {{law: fixed, tokens: {output_tokens}}}
+"""
+
+
+def measure_batch() -> None:
+    """Steps of 20 ms, 10 requests a second, of 80 or 1280 tokens: 16 or 256 requests run."""
+    print(f"\n{'running':>10}{'CPU s':>10}{'us a step':>12}")
+    with tempfile.TemporaryDirectory() as folder:
+        for running in (16, 256):
+            file = Path(folder) / "batch.yaml"
+            file.write_text(BATCH.format(output_tokens=running * 5))
+            prepared = prepare(load_scenario(str(file)))
+            steps = run_prepared(prepared).log.counters["steps"]
+            seconds = cpu_s(lambda: run_prepared(prepared))  # noqa: B023
+            print(f"{running:>10}{seconds:>10.2f}{seconds / steps * 1e6:>12.2f}", flush=True)
+
+
+def measure_process() -> None:
+    """CPU seconds and memory of a whole process."""
+    best_s, most_bytes = float("inf"), 0
+    for _ in range(3):
+        command = [str(Path(sys.executable).with_name("servesim")), "run", "std10k", "--json"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        best_s, most_bytes = min(best_s, usage.ru_utime + usage.ru_stime), usage.ru_maxrss * 1024
+    print(
+        f"\nservesim run std10k --json: {best_s:.2f} CPU s, ratio {best_s / cpu_s(yardstick):.2f}, ", end=""
+    )
+    print(f"{most_bytes / 1e6:.0f} MB")
+
+
 def main() -> None:
     """Measure what the command line names."""
     names = [word for word in sys.argv[1:] if not word.startswith("--")] or SCENARIOS
     print(f"{'scenario':<22}{'requests':>10}{'CPU s':>10}{'ratio':>10}{'us a request':>16}", flush=True)
     for name in names:
         measure(name)
+    if "--process" in sys.argv:
+        measure_process()
+    if "--batch" in sys.argv:
+        measure_batch()
     if "--million" in sys.argv:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "million.yaml"

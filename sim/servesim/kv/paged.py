@@ -307,7 +307,7 @@ class PagedKVCache:
         """Longest run of cached blocks from the start, within ``num_tokens``."""
         if not self._caching:
             return None
-        if not sequence.path[0].extents:
+        if len(sequence.path) == 1 and not sequence.path[0].extents:
             return NO_HIT
         hit = self.find_blocks(sequence, num_tokens // self.block_size)
         if self._drop_last_hit and hit.num_blocks:
