@@ -94,6 +94,16 @@ def test_what_goes_with_the_other_kind_is_taken_back():
     run_lab("chat-1000-contiguous", FEW, allocators=["paged"], block_sizes=(), maps=False)
 
 
+def test_only_what_a_scenario_can_have_is_tried_when_nothing_is_named():
+    overrides = ["workload.num_requests=60"]
+    lab = run_lab("pagedattention-alpaca-beam-4", overrides, block_sizes=())
+    [entry] = lab.entries
+    assert entry.account.name == "paged"
+    assert entry.account.predicted is None
+    assert entry.account.sharing > 1.5
+    assert lab.maps[0].bands
+
+
 @pytest.mark.parametrize("wrong", ["pagd", "paged+block_size", "", "+x=1"])
 def test_a_wrong_allocator_is_refused(wrong):
     with pytest.raises(ConfigError):

@@ -51,12 +51,13 @@ class PerRequest:
 def per_request(run: Run, pool_slots: int) -> PerRequest | None:
     """The means over the requests that were served. None when there are none.
 
-    Nothing is shared, and no prompt is computed in pieces. None also for static batching, where a request
-    keeps its memory until the whole batch has ended.
+    Nothing is shared, and no prompt is computed in pieces. None also for static batching (a request keeps its
+    memory until the whole batch has ended), for several sequences per request and for evicted tokens.
     """
     served, engine = served_requests(run), run.scenario.engine
     prompt, output = served.prompt, served.output
-    if not len(output) or not pool_slots or engine.batching == "static":
+    other_rules = engine.batching == "static" or engine.kv_eviction or run.scenario.workload.sampling
+    if not len(output) or not pool_slots or other_rules:
         return None
     final = prompt + output - 1
     weights = output / output.sum()

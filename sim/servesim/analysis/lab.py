@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import get_args
 
@@ -15,7 +16,7 @@ from servesim.analysis.slo_capacity import Capacity, find_capacity
 from servesim.analysis.summary import Summary
 from servesim.config.load import load_scenario
 from servesim.config.scenario import EngineConfig
-from servesim.errors import ConfigError, Problem
+from servesim.errors import ConfigError, Problem, ServesimError
 
 __all__ = ["BLOCK_SIZES", "BlockSize", "Entry", "Lab", "allocator_names", "run_lab"]
 
@@ -83,11 +84,10 @@ def run_lab(
     An allocator is a name, a name with other settings of the engine (``paged+block_size=32``), or another
     scenario. Raises ConfigError for one that cannot be had.
     """
-    settings = {
-        name: variant(source, overrides, name) for name in dict.fromkeys(allocators or allocator_names())
-    }
+    settings = {name: variant(source, overrides, name) for name in dict.fromkeys(allocators)}
     for each in settings.values():
         prepare(load_scenario(*each))  # complain before anything is simulated
+    settings = settings or _possible(source, overrides)
     entries = []
     for name, each in settings.items():
         entries.append(_entry(*each, name, replications, capacity, on_run))
@@ -102,6 +102,18 @@ def run_lab(
         on_run(f"block size {block_size}")
         swept.append(_block_size(*variant(source, overrides, "paged"), block_size))
     return Lab(tuple(entries), tuple(drawn), tuple(swept))
+
+
+def _possible(source: str, overrides: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """Every allocator that the scenario can have; raises ServesimError when it is wrong with any."""
+    prepare(load_scenario(source, overrides))
+    found = {}
+    for name in allocator_names():
+        with suppress(ServesimError):
+            each = variant(source, overrides, name)
+            prepare(load_scenario(*each))
+            found[name] = each
+    return found
 
 
 def variant(source: str, overrides: Sequence[str], allocator: str) -> tuple[str, list[str]]:

@@ -115,7 +115,7 @@ def _features(engine: EngineConfig, model: ModelProfile, hits: bool) -> tuple[st
         "expert parallelism": engine.enable_expert_parallel,
         f"{engine.quantization} weights": engine.quantization != "none",
         "mxfp4 weights": mxfp4 or engine.quantization == "mxfp4",
-        "fp8 KV cache": engine.kv_cache_dtype == "fp8",
+        f"{engine.kv_cache_dtype} KV cache": engine.kv_cache_dtype != "auto",
         "mixture of experts": model.moe is not None,
         "latent attention (MLA)": model.mla is not None,
         "sliding windows": len(set(model.windows)) > 1 or model.windows[0] is not None,

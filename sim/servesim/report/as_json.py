@@ -104,6 +104,7 @@ def _ours(summary: Summary) -> dict[str, Any]:
             "mean_usage": kv.mean_usage,
             "peak_usage": kv.peak_usage,
             "sharing_factor": kv.sharing,
+            "saved_by_sharing": kv.saved_by_sharing,
             "classes_add_up_to_pool": kv.adds_up,
             "mean_share": kv.mean,
             "mean_share_in_queue": kv.in_queue,

@@ -18,11 +18,20 @@ __all__ = [
     "KV_MEANINGS",
     "LATENCY_NAMES",
     "LATENCY_TITLES",
+    "MOVES",
     "MemoryPart",
     "change",
     "memory_parts",
     "verdict",
 ]
+
+MOVES = {
+    "swapped_out_blocks": "Blocks swapped out:",
+    "swapped_in_blocks": "Blocks swapped in:",
+    "preemptions_recomputed": "Preemptions that recomputed:",
+    "copied_blocks": "Blocks copied on write:",
+}
+"""Labels of Load.blocks_moved."""
 
 KV_LABELS = {
     "tokens": "Token states",
