@@ -60,7 +60,8 @@ def lab_text(lab: Lab) -> str:
     lines.append(row("Lost in all", [f"{account.pressed.lost * 100:.1f}" for account in accounts]))
     shared = any(account.sharing > 1.005 for account in accounts)
     what = "Closed form, as if nothing were shared" if shared else "Closed form, from the lengths alone"
-    lines.append(f"{f' {what} ':-^{width}}")
+    if any(account.predicted for account in accounts):
+        lines.append(f"{f' {what} ':-^{width}}")
     for name in ("tokens", "reserved", "internal", "round_up", "holes"):
         values = [(account.predicted_shares() or {}).get(name, math.nan) for account in accounts]
         if any(value > 0 for value in values):

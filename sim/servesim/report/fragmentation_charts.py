@@ -26,14 +26,18 @@ def bars(accounts: Sequence[Fragmentation]) -> Figure:
     names, kinds = [], []
     highest = max(sum((account.predicted_shares() or {}).values()) for account in accounts)
     for account in accounts:
-        names += [account.name] * 2
-        kinds += ["simulated", "closed form"]
+        bars_of = ["simulated", "closed form"] if account.predicted else ["simulated"]
+        names += [account.name] * len(bars_of)
+        kinds += bars_of
     data = []
     for part in FRAGMENT_CLASSES:
         values, errors, texts = [], list[float | None](), []
         for account in accounts:
-            share, predicted = account.pressed.of[part], account.predicted_shares() or {}
-            for value, half in ((share.mean, share.half_width), (predicted.get(part, 0.0), math.nan)):
+            share, predicted = account.pressed.of[part], account.predicted_shares()
+            pairs = [(share.mean, share.half_width)]
+            if predicted is not None:
+                pairs.append((predicted.get(part, 0.0), math.nan))
+            for value, half in pairs:
                 values.append(_round(value * 100))
                 errors.append(None if math.isnan(half) or part != "tokens" else _round(half * 100))
                 texts.append(f"{value:.1%}" if value >= 0.05 else "")
@@ -71,7 +75,7 @@ def _stack(
         "marker": {
             "color": KV_COLOURS[part],
             "pattern": {
-                "shape": ["", "/"] * (len(values) // 2),
+                "shape": ["/" if kind == "closed form" else "" for kind in kinds],
                 "fgcolor": "rgba(255,255,255,0.4)",
                 "bgcolor": KV_COLOURS[part],
                 "size": 7,
