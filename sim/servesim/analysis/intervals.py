@@ -14,7 +14,6 @@ __all__ = [
     "LEVEL",
     "WIDE",
     "Interval",
-    "batch_means",
     "needed_samples",
     "paired_interval",
     "quantile_interval",
@@ -114,23 +113,6 @@ def share_interval(hits: float, count: int, level: float = LEVEL) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half), count)
 
 
-def batch_means(values: Sequence[float] | Floats, batches: int = 20, level: float = LEVEL) -> Interval | None:
-    """Interval of the mean of one long run from the means of its batches.
-
-    Batches are doubled in length until neighbours are nearly independent (lag-1 autocorrelation below 0.2).
-    None when that leaves fewer than ten: the run is too short to tell.
-    """
-    series = np.asarray(values, dtype=np.float64)
-    size = len(series) // batches
-    while size and len(series) // size >= 10:
-        count = len(series) // size
-        means = series[len(series) - count * size :].reshape(count, size).mean(axis=1)
-        if _lag_1(means) < 0.2:
-            return t_interval(means, level)
-        size *= 2
-    return None
-
-
 def needed_samples(quantile: float) -> int:
     """Fewest samples from which a quantile is printed: ten beyond it (1,000 for P99, 10,000 for P99.9)."""
     return math.ceil(round(_BEYOND / (1 - quantile), 6))
@@ -168,9 +150,3 @@ def _binomial(count: int, share: float) -> Floats:
     logs = np.concatenate(([0.0], np.cumsum(steps))) + count * math.log1p(-share)
     law: Floats = np.exp(logs)
     return law
-
-
-def _lag_1(means: Floats) -> float:
-    centred = means - means.mean()
-    variance = float(centred @ centred)
-    return float(centred[1:] @ centred[:-1]) / variance if variance else 0.0

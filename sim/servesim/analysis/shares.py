@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from servesim.analysis.intervals import Interval, batch_means, t_interval
+from servesim.analysis.batch_means import batch_means
+from servesim.analysis.intervals import Interval, t_interval
 from servesim.analysis.timeline import KV_CLASSES, Timeline
 
 __all__ = ["FRAGMENT_CLASSES", "LOST_CLASSES", "Share", "Shares", "pooled", "shares_of"]
