@@ -19,6 +19,7 @@ from servesim.engine.acceptance import build_acceptance
 from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
 from servesim.engine.loop import simulate
+from servesim.engine.scheduler import Scheduler
 from servesim.engine.step_trace import NotedAcceptance, Step, trace_head, trace_steps
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
@@ -83,10 +84,12 @@ def run_prepared(
     on_end: Callable[[float], None] = lambda now_s: None,
     stop: Callable[[], bool] = lambda: False,
     step_trace: Callable[[Step], None] | None = None,
+    observe: Callable[[Scheduler], None] | None = None,
 ) -> Run:
     """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request.
 
-    ``step_trace`` is given every line of a step trace; each step is then computed on its own.
+    ``step_trace`` is given every line of a step trace; ``observe`` the scheduler, before it begins, its KV
+    cache knowing every block by its id. Each step is then computed on its own.
     """
     engine, loaded = prepared.engine, prepared.loaded
     step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
@@ -101,11 +104,14 @@ def run_prepared(
         engine,
         prepared.memory,
         step_time.windows,
-        one_by_one=step_trace is not None,
+        one_by_one=step_trace is not None or observe is not None,
+        track_ids=observe is not None,
         accept=accept,
         sampling=sampling,
         beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
     )
+    if observe is not None:
+        observe(scheduler)
     resolved = loaded.scenario.model_copy(update={"engine": engine})
     recorder = None
     if step_trace is not None:

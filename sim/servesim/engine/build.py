@@ -33,12 +33,14 @@ def build_scheduler(
     windows: tuple[int | None, ...],
     *,
     one_by_one: bool = False,
+    track_ids: bool = False,
     accept: Accept | None = None,
     sampling: SamplingConfig | None = None,
     beams: BeamSearch | None = None,
 ) -> Scheduler:
     """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine).
 
+    ``track_ids`` lets a paged cache know which block is which, and not only how many there are.
     ``accept`` says which drafts are accepted; an engine that speculates needs it. ``sampling`` is that of the
     workload, and ``beams`` says which of a request's sequences go on.
     """
@@ -54,8 +56,9 @@ def build_scheduler(
             sampling=sampling,
             beams=beams,
             one_by_one=one_by_one,
+            track_ids=track_ids,
         )
-    kv, speculative = _kv_cache(engine, memory, rules), engine.speculative
+    kv, speculative = _kv_cache(engine, memory, rules, track_ids), engine.speculative
     if engine.kv_eviction is not None:
         budget = engine.kv_eviction.budget_tokens or 0
         windows = tuple(budget if window is None else min(window, budget) for window in windows)
@@ -116,7 +119,9 @@ def _limits(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> Schedul
     )
 
 
-def _kv_cache(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> KVCacheManager[Any]:
+def _kv_cache(
+    engine: EngineConfig, memory: MemoryBudget, rules: Rules, track_ids: bool
+) -> KVCacheManager[Any]:
     if engine.allocator != "paged":
         return _contiguous(engine, memory)
     if engine.kv_eviction is not None:
@@ -134,6 +139,7 @@ def _kv_cache(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> KVCac
             max_model_len=engine.max_model_len,
             enable_prefix_caching=engine.enable_prefix_caching,
             blank_blocks_first=rules.blank_blocks_first,
+            track_ids=track_ids,
             hash_lookahead_tokens=hash_lookahead_tokens,
             drop_last_hit=drop_last_hit,
         )
@@ -142,6 +148,7 @@ def _kv_cache(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> KVCac
         engine.block_size,
         enable_prefix_caching=engine.enable_prefix_caching,
         blank_blocks_first=rules.blank_blocks_first,
+        track_ids=track_ids,
         hash_lookahead_tokens=hash_lookahead_tokens,
         drop_last_hit=drop_last_hit,
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from servesim.cost.memory import MemoryBudget
 
 __all__ = [
+    "FRAGMENT_LABELS",
     "KV_LABELS",
     "KV_MEANINGS",
     "LATENCY_NAMES",
@@ -53,6 +54,8 @@ KV_MEANINGS = {
     "cached": "prefix cache that no live request uses; given up on demand",
     "free": "never used, or given back",
 }
+
+FRAGMENT_LABELS = {**KV_LABELS, "watermark": "Watermark"}
 
 LATENCY_TITLES = {
     "ttft": "Time to First Token",
