@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.batch_means import batch_means
+from servesim.analysis.distribution import quantiles
 from servesim.analysis.intervals import Interval, t_interval
 from servesim.analysis.timeline import KV_CLASSES, Timeline
 
@@ -90,7 +91,7 @@ def shares_of(line: Timeline, pool_slots: int, watermark_slots: int, *, queued_o
     for name, (first, last) in slots.items():
         interval = batch_means(line.bin_means(edges_s, first, last))
         instants = _sampled(line, first, last) / pool_slots
-        low, middle, high = np.quantile(instants, (0.05, 0.5, 0.95))
+        low, middle, high = quantiles(instants, (0.05, 0.5, 0.95))
         found[name] = Share(
             mean=line.mean(first, last) / pool_slots,
             half_width=interval.half_width / pool_slots if interval else math.nan,
