@@ -55,7 +55,7 @@ def distribution(values_s: Floats) -> Distribution:
 def quantiles(values: Floats, shares: Sequence[float] | Floats) -> Floats:
     """As numpy.quantile, which loads all of numpy.ma for it: linear between the ordered values."""
     places = np.asarray(shares) * (len(values) - 1)
-    return np.interp(places, np.arange(len(values)), np.sort(values))
+    return np.asarray(np.interp(places, np.arange(len(values)), np.sort(values)))
 
 
 def weighted_distribution(values_s: Floats, weights: Integers) -> Distribution:
