@@ -133,7 +133,11 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path):
     (tmp_path / "small.yaml").write_text(SMALL.replace("num_requests: 40", "num_requests: 400"))
     vary = ["--vary", "engine.max_num_seqs=1,2,3,4,5,6,7,8", "--vary", "engine.block_size=8,16,32,64"]
     vary += ["--vary", "workload.arrivals.rate_per_s=5,10,15,20,25"]
-    command = [sys.executable, "-c", "from servesim.cli import main; main()", "sweep", "small.yaml", *vary]
+    heed = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # also in the background
+    )
+    program = heed + "from servesim.cli import main; main()"
+    command = [sys.executable, "-c", program, "sweep", "small.yaml", *vary]
     process = subprocess.Popen(
         [*command, "--jobs", "2"], cwd=tmp_path, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
