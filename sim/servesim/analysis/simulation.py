@@ -14,10 +14,11 @@ from servesim.config.load import LoadedScenario
 from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
 from servesim.config.scenario import EngineConfig
 from servesim.cost.memory import MemoryBudget, memory_budget
-from servesim.cost.step_time import build_step_time
+from servesim.cost.step_time import StepTime, build_step_time
 from servesim.engine.acceptance import build_acceptance
 from servesim.engine.build import build_scheduler
 from servesim.engine.loop import simulate
+from servesim.engine.scheduler import Scheduler
 from servesim.engine.step_trace import NotedAcceptance, Step, trace_head, trace_steps
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
@@ -77,10 +78,12 @@ def run_prepared(
     on_end: Callable[[float], None] = lambda now_s: None,
     stop: Callable[[], bool] = lambda: False,
     step_trace: Callable[[Step], None] | None = None,
+    watch: Callable[[Scheduler, StepTime], StepTime] = lambda scheduler, step_time: step_time,
 ) -> Run:
     """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request.
 
-    ``step_trace`` is given every line of a step trace; each step is then computed on its own.
+    ``step_trace`` is given every line of a step trace; each step is then computed on its own. ``watch`` is
+    given the scheduler and the law of step time before the first step, and returns the law that holds.
     """
     engine, loaded = prepared.engine, prepared.loaded
     step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
@@ -93,6 +96,7 @@ def run_prepared(
     scheduler = build_scheduler(
         engine, prepared.memory, step_time.windows, one_by_one=step_trace is not None, accept=accept
     )
+    step_time = watch(scheduler, step_time)
     resolved = loaded.scenario.model_copy(update={"engine": engine})
     recorder = None
     if step_trace is not None:
