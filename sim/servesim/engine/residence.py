@@ -41,7 +41,7 @@ class Residence:
 
     def __init__(self) -> None:
         self.shapes: dict[int, StepShape] = {}
-        """By step, where requests were looked at one by one; the other steps are of the decode group alone."""
+        """By step, where somebody is treated alone; all other steps are of the decode group."""
         self._arrivals, self._admissions = _Notes(2), _Notes(2)
         self._prefills, self._chunks = _Notes(2), _Notes(5)
         self._preemptions, self._absences = _Notes(2), _Notes(3)
@@ -73,7 +73,7 @@ class Residence:
 
     @property
     def absences(self) -> Table:
-        """(request, step, decodes already), of running requests that a step leaves out; none that recompute."""
+        """(request, step, decodes already): running, left out by a step, and not recomputing."""
         return self._absences.table
 
 
