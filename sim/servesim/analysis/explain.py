@@ -60,6 +60,7 @@ _PROMPT_CAUSES = ("cold_cache", "oversize", "compute", "bandwidth", "link", "hos
 _TELLS = 0.1  # share of the figure that relaxing a cause must save
 _BURSTY = 1.5  # coefficient of variation of the gaps; 1 is Poisson
 _TAIL_IS_DIFFERENT = 1.5  # the tail's mean over the typical request's
+_HARMS = 0.5  # rise of another percentile that a remedy should not cost
 HELPS = 0.05
 """Share of the figure that a remedy must save to be recommended."""
 
@@ -146,15 +147,18 @@ class Explanation:
         served = [one for one in tried if one.figures and one.figures.completed >= self.figures.completed]
         return sorted(served, key=lambda one: one.change(self.metric, self.figures))
 
+    def harm(self, one: Trial) -> float:
+        """The largest rise of a percentile, as a share."""
+        return float(np.nanmax([one.change(metric, self.figures) for metric in ("ttft", "tpot", "e2e")]))
+
     @property
     def recommended(self) -> list[Trial]:
         """Those that help: the best setting, then the best purchase, whichever there is.
 
-        One that does not lengthen the whole answer comes before one that does; then one that is made for
-        the cause.
+        One that makes another percentile half as long again comes after those that do not.
         """
         helping = [one for one in self.ranked if one.change(self.metric, self.figures) < -HELPS]
-        helping.sort(key=lambda one: (one.change("e2e", self.figures) > HELPS, self.cause not in one.causes))
+        helping.sort(key=lambda one: self.harm(one) > _HARMS)
         firsts = [
             next((one for one in helping if one.kind == kind), None) for kind in ("setting", "purchase")
         ]

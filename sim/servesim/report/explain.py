@@ -19,6 +19,7 @@ __all__ = ["CAUSE_WORDS", "PART_LABELS", "explanation_html", "explanation_json",
 
 _WIDTH = 105
 _LABEL = 60
+_NOTHING = 0.01  # a change below this share is not listed
 
 PART_LABELS = {
     "joining": "Waiting: the steps in flight at arrival",
@@ -117,7 +118,7 @@ def explanation_text(of: Explanation) -> str:
     lines += _parts(of)
     lines += _cause(of)
     lines += _trials(of, "One resource relaxed at a time", _by_change(of))
-    lines += _trials(of, "Remedies, tried on the same requests, best first", of.ranked)
+    lines += _trials(of, "Remedies, tried on the same requests, best first", _moving(of))
     lines += [*_not_tried(of), "=" * _WIDTH]
     return "\n".join(lines) + "\n"
 
@@ -170,7 +171,8 @@ def _effect(of: Explanation, one: Trial) -> str:
     value = getattr(one.figures, of.metric)
     text = f"P99 {of.metric.upper()} {format_seconds(value)} ({_percent(one.change(of.metric, of.figures))}"
     again = of.checked.get(one.key, math.nan)
-    return f"{text}; on other requests {_percent(again)})" if math.isfinite(again) else f"{text})"
+    text += f"; on other requests {_percent(again)})" if math.isfinite(again) else ")"
+    return text + (". It rounds: check the quality of the answers" if "=fp8" in one.label else "")
 
 
 def _by_change(of: Explanation) -> list[Trial]:
@@ -188,7 +190,14 @@ def _trials(of: Explanation, title: str, trials: list[Trial]) -> Iterator[str]:
         yield f"{label:<{_LABEL}}{_figures(one.figures)}{_percent(one.change(of.metric, of.figures)):>9}"
 
 
+def _moving(of: Explanation) -> list[Trial]:
+    return [one for one in of.ranked if abs(one.change(of.metric, of.figures)) >= _NOTHING]
+
+
 def _not_tried(of: Explanation) -> Iterator[str]:
+    still = [one.label for one in of.ranked if abs(one.change(of.metric, of.figures)) < _NOTHING]
+    if still:
+        yield f"Moves nothing: {'; '.join(still)}"
     for one in of.remedies:
         if one.figures is None:
             yield f"Not possible: {one.label}: {one.refused}"
@@ -248,7 +257,7 @@ def explanation_html(of: Explanation) -> str:
         recommended=tuple((one.kind, one.label, _effect(of, one)) for one in of.recommended),
         parts=Table("Parts", ("Mean per request", "All", "Tail", "Of the tail"), tuple(_rows(of))),
         relaxations=Table("Relaxed", head, tuple(_table(of, _by_change(of)))),
-        remedies=Table("Remedies", head, tuple(_table(of, of.ranked))),
+        remedies=Table("Remedies", head, tuple(_table(of, _moving(of)))),
         notes=tuple(_not_tried(of)),
     )
 
