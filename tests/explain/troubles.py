@@ -15,7 +15,7 @@ class Trouble(NamedTuple):
     metric: str
     cause: str
     remedies: tuple[str, ...]
-    """One of these settings must be what is recommended."""
+    """One of these settings must be among the few that help most."""
     scenario: str
 
 
@@ -90,14 +90,14 @@ TROUBLES = {
 }  # fmt: skip
 
 
-def write_trouble(name: str, folder: Path) -> Path:
+def write_trouble(name: str, folder: Path, seed: int = 1) -> Path:
     """The scenario's file, and the trace of short prompts among which one in forty is long."""
-    random, time_s, rows = Random(1), 0.0, ["arrival_s,prompt_tokens,output_tokens"]
+    random, time_s, rows = Random(seed), 0.0, ["arrival_s,prompt_tokens,output_tokens"]
     for number in range(800):
         time_s += random.expovariate(5)
         prompt = 30_000 if number % 40 == 20 else random.randint(100, 400)
         rows.append(f"{time_s:.4f},{prompt},{random.randint(50, 150)}")
     (folder / "oversize.csv").write_text("\n".join(rows) + "\n")
     file = folder / "trouble.yaml"
-    file.write_text(f"name: {name}\n{TROUBLES[name].scenario}")
+    file.write_text(f"name: {name}\nseed: {seed}\n{TROUBLES[name].scenario}")
     return file

@@ -117,7 +117,7 @@ def test_a_remedy_is_a_setting_that_set_takes(small):
 
 
 def test_a_remedy_against_the_rules_is_refused(small):
-    remedy = Remedy({"engine.allocator": "contiguous-max", "engine.watermark": 0.1}, ())
+    remedy = Remedy({"engine.allocator": "contiguous-max", "engine.watermark": 0.1})
     with pytest.raises(ConfigError, match="needs allocator: paged"):
         applied(load_scenario(small), remedy)
 

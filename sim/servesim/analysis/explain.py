@@ -7,6 +7,7 @@ relaxation helps most.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -60,7 +61,7 @@ _PROMPT_CAUSES = ("cold_cache", "oversize", "compute", "bandwidth", "link", "hos
 _TELLS = 0.1  # share of the figure that relaxing a cause must save
 _BURSTY = 1.5  # coefficient of variation of the gaps; 1 is Poisson
 _TAIL_IS_DIFFERENT = 1.5  # the tail's mean over the typical request's
-_HARMS = 0.5  # rise of another percentile that a remedy should not cost
+_CANDIDATES = 3  # settings, and purchases, that are tried on other requests
 HELPS = 0.05
 """Share of the figure that a remedy must save to be recommended."""
 
@@ -93,7 +94,8 @@ class Trial:
 
     key: str
     label: str
-    causes: tuple[str, ...]
+    cause: str
+    """Of a relaxation: what is the matter when it helps."""
     kind: str
     figures: Figures | None
     refused: str = ""
@@ -125,7 +127,7 @@ class Explanation:
     remedies: tuple[Trial, ...]
     cause: str
     checked: Mapping[str, float]
-    """By the key of a recommended remedy: the figure's change on other requests of the same kind."""
+    """By the key of a candidate: the figure's change on other requests of the same kind, if there are any."""
 
     @property
     def value_s(self) -> float:
@@ -147,22 +149,28 @@ class Explanation:
         served = [one for one in tried if one.figures and one.figures.completed >= self.figures.completed]
         return sorted(served, key=lambda one: one.change(self.metric, self.figures))
 
-    def harm(self, one: Trial) -> float:
-        """The largest rise of a percentile, as a share."""
-        return float(np.nanmax([one.change(metric, self.figures) for metric in ("ttft", "tpot", "e2e")]))
+    @property
+    def candidates(self) -> list[Trial]:
+        """The few settings and purchases that help most, less what they cost."""
+        helping = [one for one in self.ranked if one.change(self.metric, self.figures) < -HELPS]
+        helping.sort(key=self._balance)
+        by_kind = [[one for one in helping if one.kind == kind] for kind in ("setting", "purchase")]
+        return [one for kind in by_kind for one in kind[:_CANDIDATES]]
 
     @property
     def recommended(self) -> list[Trial]:
-        """Those that help: the best setting, then the best purchase, whichever there is.
-
-        One that makes another percentile half as long again comes after those that do not.
-        """
-        helping = [one for one in self.ranked if one.change(self.metric, self.figures) < -HELPS]
-        helping.sort(key=lambda one: self.harm(one) > _HARMS)
-        firsts = [
-            next((one for one in helping if one.kind == kind), None) for kind in ("setting", "purchase")
-        ]
+        """The first setting, then the first purchase, that help on other requests too."""
+        holding = [one for one in self.candidates if self.checked.get(one.key, -1.0) < -HELPS]
+        firsts = (
+            next((one for one in holding if one.kind == kind), None) for kind in ("setting", "purchase")
+        )
         return [one for one in firsts if one is not None]
+
+    def _balance(self, one: Trial) -> float:
+        """Logarithms: what the figure becomes, and the worst rise of a percentile."""
+        changes = [one.change(metric, self.figures) for metric in ("ttft", "tpot", "e2e")]
+        worst = max((math.log1p(change) for change in changes if math.isfinite(change)), default=0.0)
+        return math.log1p(one.change(self.metric, self.figures)) + max(worst, 0.0)
 
 
 def attributed_run(prepared: Prepared) -> tuple[Run, Attribution]:
@@ -183,9 +191,9 @@ def run_trial(task: TrialTask) -> Trial:
         if task.remedy is not None:
             figures = _figures(_simulated(applied(task.loaded, task.remedy), task.fresh))
             text = task.remedy.text
-            return Trial(text, text, task.remedy.causes, task.remedy.kind, figures)
+            return Trial(text, text, "", task.remedy.kind, figures)
         if task.relaxation is None:
-            return Trial("base", "as it is", (), "base", _figures(_simulated(task.loaded, task.fresh)))
+            return Trial("base", "as it is", "", "base", _figures(_simulated(task.loaded, task.fresh)))
         prepared = prepare(task.loaded)
         [one] = [one for one in relaxations_of(prepared) if one.key == task.relaxation]
         law = one.law
@@ -193,12 +201,12 @@ def run_trial(task: TrialTask) -> Trial:
             run = run_prepared(one.relax(prepared))
         else:
             run = run_prepared(one.relax(prepared), watch=lambda scheduler, step_time: law(step_time))
-        return Trial(one.key, one.label, (one.cause,), "relaxation", _figures(run))
+        return Trial(one.key, one.label, one.cause, "relaxation", _figures(run))
     except ServesimError as error:
         text = task.remedy.text if task.remedy is not None else str(task.relaxation)
         problems = getattr(error, "problems", ())
         why = problems[0].problem if problems else str(error)
-        return Trial(text, text, task.remedy.causes if task.remedy else (), "refused", None, why)
+        return Trial(text, text, "", "refused", None, why)
 
 
 def _simulated(loaded: LoadedScenario, fresh: bool) -> Run:
@@ -226,9 +234,13 @@ def explain_scenario(
     tail_rows = known[values[known] >= tail]
     typical = known[(values[known] >= low) & (values[known] <= high)]
     parts = of.parts_of(metric)
-    cause = _cause(
-        metric, parts[tail_rows].mean(axis=0), parts[typical].mean(axis=0), of_resources, figures, variation
-    )
+    of_part = dict(_CAUSE_OF_PART)
+    if metric == "ttft":
+        of_part["interference"] = "prompts"
+    if run.scenario.engine.batching == "static":
+        of_part["slot"] = "batch"  # a running batch that nobody may join
+    saved = {one.cause: -one.change(metric, figures) for one in of_resources if one.figures is not None}
+    cause = _cause(of_part, parts[tail_rows].mean(axis=0), parts[typical].mean(axis=0), saved, variation)
     found_so_far = Explanation(
         loaded, metric, of, tail_rows, typical, figures, variation, of_resources, of_remedies, cause, {}
     )
@@ -238,8 +250,8 @@ def explain_scenario(
 def _check(
     found: Explanation, remedies: Sequence[Remedy], trials: Callable[[Sequence[TrialTask]], Sequence[Trial]]
 ) -> dict[str, float]:
-    """Try what is recommended on other requests, too."""
-    wanted = [one.key for one in found.recommended]
+    """Try the candidates on other requests, too."""
+    wanted = [one.key for one in found.candidates]
     if not wanted:
         return {}
     loaded = with_seed(found.loaded, found.loaded.scenario.seed + 1)
@@ -252,21 +264,13 @@ def _check(
 
 
 def _cause(
-    metric: str,
-    tail: Floats,
-    typical: Floats,
-    relaxed: Sequence[Trial],
-    figures: Figures,
-    variation: float,
+    of_part: Mapping[str, str], tail: Floats, typical: Floats, saved: Mapping[str, float], variation: float
 ) -> str:
-    """Where the tail's time goes, if relaxing that helps."""
-    saved = {one.causes[0]: -one.change(metric, figures) for one in relaxed if one.figures is not None}
+    """Where the tail's time goes, if relaxing that helps; ``saved``: the share that it saves, by cause."""
     excess = np.maximum(tail - typical, 0.0) if tail.sum() > _TAIL_IS_DIFFERENT * typical.sum() else tail
     weights: dict[str, float] = {}
     for name, seconds in zip(PARTS, excess.tolist(), strict=True):
-        cause = _CAUSE_OF_PART[name]
-        if cause == "interference" and metric == "ttft":
-            cause = "prompts"
+        cause = of_part[name]
         weights[cause] = weights.get(cause, 0.0) + seconds
     ordered = sorted(weights, key=lambda cause: -weights[cause])
     if variation > _BURSTY and saved.get("bursty", 0.0) >= 0.5 and ordered[0] in ("prompts", "kv", "slots"):

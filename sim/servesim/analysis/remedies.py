@@ -21,10 +21,9 @@ _FEWEST_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """Settings by path; ``causes`` are what it is made for."""
+    """Settings by path."""
 
     settings: Mapping[str, Any]
-    causes: tuple[str, ...]
     kind: Literal["setting", "purchase"] = "setting"
 
     @property
@@ -53,15 +52,24 @@ def remedies_of(prepared: Prepared) -> list[Remedy]:
 def _memory(prepared: Prepared) -> Iterator[Remedy]:
     engine = prepared.engine
     if engine.gpu_memory_utilization < _MEMORY_UTILIZATION and not prepared.memory.overridden:
-        yield Remedy({"engine.gpu_memory_utilization": _MEMORY_UTILIZATION}, ("kv",))
+        yield Remedy({"engine.gpu_memory_utilization": _MEMORY_UTILIZATION})
     if engine.kv_cache_dtype == "auto":
-        yield Remedy({"engine.kv_cache_dtype": "fp8"}, ("kv", "bandwidth"))
+        yield Remedy({"engine.kv_cache_dtype": "fp8"})
     if engine.quantization == "none":
-        yield Remedy({"engine.quantization": "fp8"}, ("bandwidth", "compute", "kv", "bursty"))
+        yield Remedy({"engine.quantization": "fp8"})
     if engine.allocator != "paged":
-        yield Remedy({"engine.allocator": "paged", "engine.contiguous_fit": "first"}, ("kv",))
+        if engine.batching != "static":
+            yield Remedy(_paged(prepared))
     elif not engine.enable_prefix_caching:
-        yield Remedy({"engine.enable_prefix_caching": True}, ("cold_cache", "kv", "compute"))
+        yield Remedy({"engine.enable_prefix_caching": True})
+
+
+def _paged(prepared: Prepared) -> dict[str, Any]:
+    """What brings the paged allocator."""
+    if prepared.engine.allocator == "paged":
+        return {}
+    fit = {} if prepared.engine.contiguous_fit == "first" else {"engine.contiguous_fit": "first"}
+    return {"engine.allocator": "paged", **fit}
 
 
 def _batching(prepared: Prepared) -> Iterator[Remedy]:
@@ -70,39 +78,36 @@ def _batching(prepared: Prepared) -> Iterator[Remedy]:
     assert seats is not None
     assert tokens is not None
     if engine.batching != "continuous":
-        yield Remedy(
-            {"engine.batching": "continuous", "engine.allocator": "paged", "engine.contiguous_fit": "first"},
-            ("batch", "kv"),
-        )
+        yield Remedy({"engine.batching": "continuous", **_paged(prepared)})
         return
     for factor in (2, 4):
         more = seats * factor
-        settings = {"engine.max_num_seqs": more}
+        settings: dict[str, Any] = {"engine.max_num_seqs": more}
         if more > tokens:
             settings["engine.max_num_batched_tokens"] = more
-        yield Remedy(settings, ("slots",))
+        yield Remedy(settings)
     for share in (2, 4):
         if seats >= 2 * share:
-            yield Remedy({"engine.max_num_seqs": seats // share}, ("interference", "bandwidth", "kv"))
-    yield Remedy({"engine.max_num_batched_tokens": tokens * 2}, ("compute", "bursty"))
+            yield Remedy({"engine.max_num_seqs": seats // share})
+    yield Remedy({"engine.max_num_batched_tokens": tokens * 2})
     if engine.enable_chunked_prefill:
         for share in (2, 4, 8, 16):
             fewer = tokens // share
-            if fewer >= max(_FEWEST_TOKENS, 1):
+            if fewer >= _FEWEST_TOKENS:
                 settings = {"engine.max_num_batched_tokens": fewer}
                 if fewer < seats:
                     settings["engine.max_num_seqs"] = fewer
-                yield Remedy(settings, ("interference", "oversize"))
+                yield Remedy(settings)
         if not engine.long_prefill_token_threshold:
             for share in (2, 8):
                 threshold = max(tokens // share, _FEWEST_TOKENS // 2)
-                yield Remedy({"engine.long_prefill_token_threshold": threshold}, ("oversize", "interference"))
+                yield Remedy({"engine.long_prefill_token_threshold": threshold})
 
 
 def _host(prepared: Prepared) -> Iterator[Remedy]:
     engine = prepared.engine
     if engine.enforce_eager:
-        yield Remedy({"engine.enforce_eager": False}, ("host",))
+        yield Remedy({"engine.enforce_eager": False})
     if engine.batching == "continuous" and not engine.async_scheduling:
         speculative = engine.speculative
         named = isinstance(engine.step_time, OperatorStepTime) and engine.step_time.host != "auto"
@@ -112,21 +117,20 @@ def _host(prepared: Prepared) -> Iterator[Remedy]:
         if host_profile(engine).fixed_s and engine.version in ("0.6", "0.11"):
             settings["engine.version"] = _LATEST
         if speculative is None or speculative.can_be_async:
-            yield Remedy(settings, ("host",))
+            yield Remedy(settings)
 
 
 def _purchases(prepared: Prepared) -> Iterator[Remedy]:
     engine, gpu = prepared.engine, prepared.gpu
     degree = engine.tensor_parallel_size
-    every = ("compute", "bandwidth", "kv", "bursty", "oversize", "interference", "slots")
-    yield Remedy({"engine.tensor_parallel_size": degree * 2}, every, "purchase")
+    yield Remedy({"engine.tensor_parallel_size": degree * 2}, "purchase")
     for share in (2, 4):
         if degree >= share:
-            yield Remedy({"engine.tensor_parallel_size": degree // share}, ("link",))
+            yield Remedy({"engine.tensor_parallel_size": degree // share})
     for name in _BETTER_GPUS:
         better = _bandwidth_of(prepared, name) > gpu.hbm_bandwidth_bytes_per_s
         if better and name != gpu.name:
-            yield Remedy({"hardware.gpu": name}, (*every, "link"), "purchase")
+            yield Remedy({"hardware.gpu": name}, "purchase")
 
 
 def _bandwidth_of(prepared: Prepared, name: str) -> float:
