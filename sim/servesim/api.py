@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 
     from servesim.analysis.calibrate import Calibration
     from servesim.analysis.expectations import Finding
+    from servesim.analysis.finished import Finished
+    from servesim.analysis.fragmentation import Fragmentation
     from servesim.analysis.kernel_fit import KernelFit
+    from servesim.analysis.lab import Lab
+    from servesim.analysis.prefix_cache import CacheStudy
     from servesim.analysis.validate import Validation
 
 __all__ = [
@@ -47,7 +51,10 @@ __all__ = [
     "Calibrations",
     "Comparison",
     "Explained",
+    "FinishedComparison",
+    "FragmentationReport",
     "PairedReplications",
+    "PrefixCacheReport",
     "Replicated",
     "Result",
     "SensitivityStudy",
@@ -56,9 +63,13 @@ __all__ = [
     "check",
     "check_expect",
     "compare",
+    "compare_many",
     "explain",
     "fit",
+    "fragmentation",
+    "is_finished",
     "load",
+    "prefix_cache",
     "replicate",
     "replicate_compared",
     "sensitivity",
@@ -85,6 +96,13 @@ class Result:
     def summary(self) -> Summary:
         """Every figure of the run, in SI units."""
         return summarise(self.run)
+
+    @cached_property
+    def fragmentation(self) -> Fragmentation | None:
+        """Where the KV memory went, beside the closed form; None when nothing was ever scheduled."""
+        from servesim.analysis.fragmentation import fragmentation
+
+        return fragmentation(self.run, self.summary)
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -123,8 +141,19 @@ class Result:
     def to_json(self, *, expect: bool = False) -> str:
         """One JSON object: vLLM's benchmark keys, then ours, then what was expected, if asked for."""
         from servesim.report.as_json import to_json
+        from servesim.report.fragmentation import account_json
 
-        return to_json(self.summary, self.expectations if expect else None)
+        account = self.fragmentation
+        told = account_json(account) if account else None
+        return to_json(self.summary, self.expectations if expect else None, fragmentation=told)
+
+    def finished(self) -> Finished:
+        """The result as it is read back from its JSON, for comparisons with finished reports."""
+        import json
+
+        from servesim.analysis.finished import Finished
+
+        return Finished(self.summary.name, json.loads(self.to_json()))
 
     def to_html(self) -> str:
         """The report as one offline page."""
@@ -152,15 +181,20 @@ class Comparison:
     b: Result
 
     def __str__(self) -> str:
+        from servesim.report.finished import fragmentation_text
         from servesim.report.terminal import comparison_text
 
-        return comparison_text(self.a.summary, self.b.summary)
+        both = comparison_text(self.a.summary, self.b.summary)
+        return both + fragmentation_text([self.a.finished(), self.b.finished()])
 
     def to_json(self) -> str:
         """Both results and the table of differences."""
+        from servesim.analysis.finished import fragmentation_rows
         from servesim.report.as_json import comparison_json
 
-        return comparison_json(self.a.summary, self.b.summary)
+        rows = fragmentation_rows([self.a.finished(), self.b.finished()])
+        fragmentation = [{"label": row.label, "a": row.values[0], "b": row.values[1]} for row in rows]
+        return comparison_json(self.a.summary, self.b.summary, fragmentation=fragmentation)
 
     def to_html(self) -> str:
         """Both results in one offline page."""
@@ -171,6 +205,86 @@ class Comparison:
     def files(self) -> dict[str, str]:
         """Everything that ``servesim compare --out`` writes, by file name."""
         return {"compare.html": self.to_html(), "compare.json": self.to_json()}
+
+
+@dataclass(frozen=True)
+class FinishedComparison:
+    """Two or more results side by side, read from finished reports or just simulated."""
+
+    results: tuple[Finished, ...]
+
+    def __str__(self) -> str:
+        from servesim.report.finished import finished_text
+
+        return finished_text(self.results)
+
+    def to_json(self) -> str:
+        """All results and the table."""
+        from servesim.report.finished import finished_json
+
+        return finished_json(self.results)
+
+    def to_html(self) -> str:
+        """The table and the shares of the pools as one offline page."""
+        from servesim.report.finished import finished_html
+
+        return finished_html(self.results)
+
+    def files(self) -> dict[str, str]:
+        """Everything that ``servesim compare --out`` writes, by file name."""
+        return {"compare.html": self.to_html(), "compare.json": self.to_json()}
+
+
+@dataclass(frozen=True)
+class FragmentationReport:
+    """Several allocators on the same requests."""
+
+    lab: Lab
+
+    def __str__(self) -> str:
+        from servesim.report.fragmentation import lab_text
+
+        return lab_text(self.lab)
+
+    def to_json(self) -> str:
+        """Every figure, without the memory maps."""
+        from servesim.report.fragmentation import lab_json
+
+        return lab_json(self.lab)
+
+    def to_html(self) -> str:
+        """The report with its memory maps as one offline page."""
+        from servesim.report.fragmentation_page import lab_html
+
+        return lab_html(self.lab)
+
+    def files(self) -> dict[str, str]:
+        """Everything that ``servesim fragmentation --out`` writes, by file name."""
+        return {"fragmentation.html": self.to_html(), "fragmentation.json": self.to_json()}
+
+
+@dataclass(frozen=True)
+class PrefixCacheReport:
+    """Hit rate of the prefix cache against its size."""
+
+    study: CacheStudy
+
+    def __str__(self) -> str:
+        from servesim.report.prefix_cache import cache_text
+
+        return cache_text(self.study)
+
+    def to_json(self) -> str:
+        """Every size, with its hit rate."""
+        from servesim.report.prefix_cache import cache_json
+
+        return cache_json(self.study)
+
+    def files(self) -> dict[str, str]:
+        """Everything that ``servesim prefix-cache --out`` writes, by file name."""
+        from servesim.report.prefix_cache import cache_html
+
+        return {"prefix-cache.html": cache_html(self.study), "prefix-cache.json": self.to_json()}
 
 
 @dataclass(frozen=True)
@@ -285,6 +399,54 @@ def compare(a: Source, b: Source, *, overrides: Sequence[str] = (), **options: A
     )
 
 
+def compare_many(
+    sources: Sequence[Source], *, overrides: Sequence[str] = (), **options: Any
+) -> FinishedComparison:
+    """Finished reports (paths of their result.json) and scenarios, mixed; the latter are simulated."""
+    from servesim.analysis.finished import read_finished
+
+    read = {i: read_finished(Path(str(each))) for i, each in enumerate(sources) if is_finished(each)}
+    return FinishedComparison(
+        tuple(
+            read[i] if i in read else simulate(each, overrides=overrides, **options).finished()
+            for i, each in enumerate(sources)
+        )
+    )
+
+
+def is_finished(source: Source) -> bool:
+    """Whether a source is the JSON of a finished report and not a scenario."""
+    return not isinstance(source, LoadedScenario) and str(source).endswith(".json")
+
+
+def fragmentation(
+    scenario: str | Path, *, overrides: Sequence[str] = (), **options: Any
+) -> FragmentationReport:
+    """Where the KV memory goes with each allocator, on the same requests.
+
+    ``options`` are those of analysis.lab.run_lab: allocators, replications, block_sizes, capacity, maps.
+    """
+    from servesim.analysis.lab import run_lab
+
+    return FragmentationReport(run_lab(str(scenario), overrides, **options))
+
+
+def prefix_cache(
+    scenario: Source,
+    sizes_tokens: Sequence[int] = (),
+    *,
+    overrides: Sequence[str] = (),
+    on_size: Callable[[float], None] = lambda size: None,
+) -> PrefixCacheReport:
+    """Replay a scenario's prompts through prefix caches of several sizes, without an engine.
+
+    Sizes in tokens; multiples of the engine's own pool when none are given.
+    """
+    from servesim.analysis.prefix_cache import study_cache
+
+    return PrefixCacheReport(study_cache(_prepare(scenario, overrides), sizes_tokens, on_size))
+
+
 def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedScenario, MemoryBudget, int]:
     """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
     prepared = _prepare(scenario, overrides)
@@ -323,7 +485,7 @@ def validate(
     from servesim.analysis.validate import validate_folder
 
     recorded = [read_folder(path) for path in find_folders([Path(folder) for folder in folders])]
-    total, done = sum(max(1, len(one.rows)) for one in recorded), 0
+    total, done = sum(one.num_replays for one in recorded), 0
 
     def count(name: str) -> None:
         nonlocal done

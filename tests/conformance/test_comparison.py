@@ -94,4 +94,4 @@ def test_a_campaign_finds_a_changed_rule_and_shrinks_it(tmp_path: Path) -> None:
 
 def test_releases_of_vllm_have_rules() -> None:
     releases = ("0.20.2", "0.22.1", "0.24.0", "0.26.0", "0.32.0", "0.33.0")
-    assert Counter(map(rules_for, releases)) == {"0.22": 2, "0.26": 3, "0.33": 1}
+    assert Counter(map(rules_for, releases)) == {"0.22": 2, "0.26": 2, "0.32": 1, "0.33": 1}

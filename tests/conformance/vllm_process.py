@@ -24,7 +24,7 @@ class VllmError(Exception):
 def rules_for(vllm: str) -> str:
     """The ``engine.version`` that follows a release of vLLM."""
     minor = int(vllm.split(".")[1])
-    return "0.22" if minor < 24 else "0.26" if minor < 33 else "0.33"
+    return "0.22" if minor < 24 else "0.26" if minor < 32 else "0.32" if minor < 33 else "0.33"
 
 
 def make_environment(vllm: str) -> Path:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from handmade import handmade_run
-from servesim import studies
+from servesim import api, studies
 from servesim.analysis.metrics import summarise
 from servesim.report.html import comparison_html, report_html
 
@@ -167,6 +167,73 @@ def test_a_sensitivity_page_draws_its_tornadoes(chat, tmp_path):
     assert f'data-drawn="{len(places)}"' in seen.dom
     assert seen.console == []
     assert seen.requested == set()
+
+
+@pytest.fixture(scope="module")
+def lab_page() -> str:
+    overrides = [
+        "workload.num_requests=150",
+        "engine.num_gpu_blocks_override=700",
+        "engine.max_model_len=4000",
+    ]
+    allocators = ["paged", "contiguous-max", "contiguous-pow2", "contiguous-oracle"]
+    return api.fragmentation(
+        "poisson-chat", overrides=overrides, allocators=allocators, block_sizes=[16, 64]
+    ).to_html()
+
+
+def test_the_fragmentation_page_draws_its_figures_and_memory_maps_in_silence(lab_page, tmp_path):
+    assert len(lab_page.encode()) < 8_000_000
+    seen = visit(lab_page, tmp_path)
+    places = re.findall(r'<div class="chart[^"]*" id="([^"]+)"', seen.dom)
+    assert {"bars", "batch", "waste", "holes", "block-sizes"} <= set(places)
+    assert f'data-drawn="{len(places)}"' in seen.dom
+    assert 'data-maps="4"' in seen.dom
+    painted = [int(bands) for bands in re.findall(r'data-painted="(\d+)"', seen.dom)]
+    assert len(painted) == 4
+    assert min(painted) > 4
+    told = re.findall(r"<output[^>]*>([^<]*)</output>", seen.dom)
+    assert len(told) == 4
+    assert all(re.search(r"\d+ requests · written [\d.]+ %", text) for text in told)
+    assert any("shared" in text or "cached" in text for text in told)
+    assert seen.console == []
+    assert seen.requested == set()
+
+
+def test_the_slider_moves_every_map_to_its_instant(lab_page, tmp_path):
+    """The instant is told again for all maps, and what they hold then adds up to the pool."""
+    move = """<script>
+      const slider = document.querySelector(".map-tools input");
+      slider.value = "1000"; slider.dispatchEvent(new Event("input"));
+      const over = document.querySelectorAll(".map-over")[1], box = over.getBoundingClientRect();
+      over.dispatchEvent(new PointerEvent("pointermove",
+        { clientX: box.left + box.width / 2, clientY: box.top + box.height - 40, bubbles: true }));
+    </script></body>"""
+    before = visit(lab_page, tmp_path)
+    after = visit(lab_page.replace("</body>", move), tmp_path)
+    texts = [re.findall(r"<output[^>]*>([^<]*)</output>", seen.dom) for seen in (before, after)]
+    assert all(old != new for old, new in zip(*texts, strict=True))
+    assert "fills" in texts[1][1], "the request under the pointer"
+    assert "fills" not in texts[1][0]
+    for text in texts[1]:
+        parts = re.findall(r"(written|will be filled|never filled|cached|free) (-?[\d.]+) %", text)
+        assert sum(float(share) for _, share in parts) == pytest.approx(100, abs=0.3)
+        assert all(float(share) >= 0 for _, share in parts)
+    assert after.console == []
+
+
+def test_finished_results_and_cache_sizes_are_drawn(tmp_path):
+    few = ["workload.num_requests=60"]
+    result = api.simulate("poisson-chat", overrides=few).finished()
+    pages = [
+        api.FinishedComparison((result, result, result)).to_html(),
+        api.prefix_cache("poisson-chat", overrides=few).files()["prefix-cache.html"],
+    ]
+    for page in pages:
+        seen = visit(page, tmp_path)
+        assert 'data-drawn="1"' in seen.dom
+        assert seen.console == []
+        assert seen.requested == set()
 
 
 def test_a_page_that_fails_and_asks_would_be_caught(pages, tmp_path):

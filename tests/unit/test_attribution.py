@@ -62,6 +62,13 @@ def test_the_parts_of_every_request_of_every_shipped_scenario_add_up(name: str) 
         ["engine.step_time={law: linear, base_s: 0.01, per_token_s: 1e-5, per_context_token_s: 1e-8}"],
         ["engine.step_time.gpu_time_factor=1.2", "engine.step_time.bandwidth_factor=0.9"],
         ["engine.version=0.6", "engine.enforce_eager=true"],
+        [
+            "engine.preemption_mode=swap",
+            "engine.async_scheduling=false",
+            "engine.enable_prefix_caching=false",
+            "engine.num_gpu_blocks_override=1500",
+            "engine.max_model_len=8192",
+        ],
     ],
 )
 def test_they_add_up_whatever_the_engine_does(overrides: list[str]) -> None:

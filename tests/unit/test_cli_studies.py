@@ -74,7 +74,7 @@ def test_one_replication_and_a_step_trace_of_many_are_refused(servesim):
     assert servesim("run", "small.yaml", "--replications", "1")[0] == 2
     status, _, err = servesim("run", "small.yaml", "--replications", "2", "--step-trace", "t.jsonl")
     assert status == 2
-    assert "step trace" in err
+    assert "--step-trace" in err
 
 
 def test_a_sweep_prints_a_line_per_point_and_is_the_same_when_asked_again(servesim):
@@ -132,7 +132,12 @@ def test_sensitivity_prints_tornadoes_and_odds(servesim):
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path):
     (tmp_path / "small.yaml").write_text(SMALL.replace("num_requests: 40", "num_requests: 400"))
     vary = ["--vary", "engine.max_num_seqs=1,2,3,4,5,6,7,8", "--vary", "engine.block_size=8,16,32,64"]
-    command = [sys.executable, "-c", "from servesim.cli import main; main()", "sweep", "small.yaml", *vary]
+    vary += ["--vary", "workload.arrivals.rate_per_s=5,10,15,20,25"]
+    heed = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # also in the background
+    )
+    program = heed + "from servesim.cli import main; main()"
+    command = [sys.executable, "-c", program, "sweep", "small.yaml", *vary]
     process = subprocess.Popen(
         [*command, "--jobs", "2"], cwd=tmp_path, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -147,4 +152,4 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path):
     assert "the same command goes on from them" in err
     assert "Traceback" not in err
     assert not out
-    assert 3 <= len(list(points.glob("*.json"))) < 32
+    assert 3 <= len(list(points.glob("*.json"))) < 160

@@ -135,7 +135,8 @@ def message_of(path: Path) -> str:
         (
             "block_size: 16",
             "version: 0.30",
-            "FILE:5:12  engine.version  unknown value  got 0.30  allowed: 0.6, 0.11, 0.19, 0.22, 0.26, 0.33",
+            "FILE:5:12  engine.version  unknown value  got 0.30  "
+            "allowed: 0.6, 0.11, 0.19, 0.22, 0.26, 0.32, 0.33",
         ),
         (
             "block_size: 16",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -181,3 +183,29 @@ def test_a_gpu_without_the_units_refuses_a_product():
 def test_an_unknown_degree_of_parallelism_is_refused():
     with pytest.raises(ConfigError, match=r"engine\.tensor_parallel_size .* got 3 "):
         AllReduce(H100, 3)
+
+
+CPU = Path(__file__).parents[2] / "reports" / "validation" / "hardware" / "cpu-core.yaml"
+
+
+def test_bytes_come_after_the_launch_where_their_rate_was_measured():
+    core = load_gpu(str(CPU))
+    law = core.efficiency
+    assert law.elementwise_bytes_per_s is not None
+    seconds = Elementwise(core).seconds(1e6)
+    assert seconds == pytest.approx(law.elementwise_launch_s + 1e6 / law.elementwise_bytes_per_s)
+    hidden = Elementwise(H100)
+    assert hidden.seconds(1.0) == H100.efficiency.elementwise_launch_s
+    assert hidden.seconds(1e9) == pytest.approx(1e9 / (3.35e12 * H100.efficiency.gemm["bf16"].memory))
+
+
+def test_rows_are_computed_in_tiles_of_the_device():
+    """One token costs a whole tile of rows; a device with a small tile wastes less on it."""
+    core = load_gpu(str(CPU))
+    assert (core.row_tile, H100.row_tile) == (16, 64)
+    coarse = core.model_copy(update={"row_tile": 64})
+    n = k = 4096
+    assert Gemm(core, PLAIN).seconds(1, n, k) < Gemm(coarse, PLAIN).seconds(1, n, k)
+    assert Gemm(core, PLAIN).seconds(64, n, k) == Gemm(coarse, PLAIN).seconds(64, n, k)
+    compute = [Gemm(core, PLAIN).seconds(rows, n, k) for rows in (1, 16, 17)]
+    assert compute[1] - compute[0] < compute[2] - compute[1]

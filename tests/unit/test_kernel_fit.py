@@ -227,6 +227,25 @@ def test_tables_that_cannot_be_used_are_named(tmp_path):
         api.fit("h100-sxm", tmp_path / "absent.csv")
 
 
+def test_a_device_that_works_alone_and_moves_data_after_the_launch_is_fitted(tmp_path):
+    """Elementwise rows made of a launch of 40 us and 5 GB/s give these back; no all-reduce is asked for."""
+    pytest.importorskip("scipy")
+    folder = Path(__file__).parents[2] / "reports" / "validation"
+    core, table = folder / "hardware" / "cpu-core.yaml", folder / "runs" / "cpu-core-vllm-0.32-llama-c87m"
+    rows = pd.read_csv(table / "kernels.csv")
+    moving = rows["op"] == "elementwise"
+    rows.loc[moving, "latency_us"] = 40.0 + 2.0 * rows.loc[moving, "elements"] / 5e3
+    rows.to_csv(tmp_path / "mine.csv", index=False)
+    _, fit = api.fit(core, tmp_path / "mine.csv")
+    assert fit.efficiency.elementwise_launch_us == pytest.approx(40, rel=0.01)
+    assert fit.efficiency.elementwise_gb_per_s == pytest.approx(5, rel=0.01)
+    assert fit.efficiency.all_reduce == {}
+    text = block_text(fit)
+    assert "all_reduce" not in text
+    assert "estimate" not in text
+    assert "aiconfigurator" not in text
+
+
 def test_without_scipy_one_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(ConfigError, match=r"fitting needs scipy, .* -> pip install 'servesim\[fit\]'"):

@@ -117,9 +117,9 @@ def test_the_page_is_the_same_bytes_for_the_same_run():
 def test_the_data_of_a_long_run_stays_small():
     log = Log()
     for step in range(50_000):
-        log.steps.append(
-            step * 0.01, 0.01, 0.0, 1, 5, 0, 0, 99, 5, 5, 5, step % 7, 0, 0, *([step % 900, *[20] * 7] * 2)
-        )
+        tokens = step % 900
+        pool = [tokens, 20, 20, 20, 20, 20, 920 - tokens, tokens]
+        log.steps.append(step * 0.01, 0.01, 0.0, 1, 5, 0, 0, 99, 5, 5, 5, step % 7, 0, 0, *(pool * 2))
     for index in range(5000):
         log.requests.append(index / 10, index / 10, index / 10 + 0.1, index / 10 + 1, index, 9, 9, 9, 0, 0, 0)
     run = handmade_run(log)

@@ -165,12 +165,12 @@ def test_a_killed_sweep_of_200_points_resumes_to_the_same_bytes(uninterrupted, t
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while len(list(folder.glob("points/*.json"))) < 100 and time.monotonic() < deadline:
+    while len(list(folder.glob("points/*.json"))) < 80 and time.monotonic() < deadline:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("points/*.json")}
-    assert 100 <= len(kept) < 200
+    assert 80 <= len(kept) < 200
     assert not (folder / "sweep.json").exists()
     subprocess.run(command(scenario, folder, "--jobs", "2"), check=True, capture_output=True)
     assert len(list(folder.glob("points/*.json"))) == 200

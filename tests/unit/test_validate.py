@@ -167,7 +167,7 @@ def test_the_page_says_everything_and_needs_no_network(tmp_path):
     assert "<script" not in pages["accuracy.html"]
     assert "http" not in pages["accuracy.html"].replace('http-equiv="Content-Security-Policy"', "")
     plain = json.loads(accuracy.to_json())
-    assert {"findings", "refusals", "not_validated"} == set(plain)
+    assert {"findings", "steps", "schedules", "refusals", "not_validated"} == set(plain)
     assert plain["findings"][0]["low"] is None
 
 

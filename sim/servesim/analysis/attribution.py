@@ -27,12 +27,14 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 PARTS = (
-    "joining", "slot", "kv_blocks", "tokens", "prefill", "interference", *DECODE_PARTS, "preemption", "batch",
+    "joining", "slot", "kv_blocks", "tokens", "prefill", "interference", *DECODE_PARTS, "transfer",
+    "preemption", "batch",
 )  # fmt: skip
 """joining: until the steps in flight at its arrival end; slot, kv_blocks, tokens: waits, by what the head of
 the queue lacks, tokens also while a step has none left for its prompt; prefill: its prompt, with the decodes
-of the same steps; interference: what others' chunks add; DECODE_PARTS (host: also of prefills); preemption:
-until it has recomputed what a preemption threw away; batch: until its static batch ends."""
+of the same steps; interference: what others' chunks add; DECODE_PARTS (host: also of prefills); transfer:
+until KV blocks have been copied; preemption: until it has recomputed what a preemption threw away; batch:
+until its static batch ends."""
 
 _AT = {name: number for number, name in enumerate(PARTS)}
 _DECODE = slice(_AT[DECODE_PARTS[0]], _AT[DECODE_PARTS[-1]] + 1)
@@ -146,13 +148,18 @@ class _Spent:
         """From the step that admits to the end."""
         rows = self._rows
         request, state, begin, end = self._stretches(residence)
+        computing_s = rows.duration_s - rows.transfer_s
         whole = np.zeros((len(rows.duration_s), len(PARTS)))
         for kind, fill in (
-            (_PREFILLING, {"prefill": rows.duration_s}),
+            (_PREFILLING, {"prefill": computing_s, "transfer": rows.transfer_s}),
             (_PREEMPTED, {"preemption": rows.duration_s}),
             (
                 _DECODING,
-                {**dict(zip(DECODE_PARTS, rows.decode.T, strict=True)), "interference": rows.interference_s},
+                {
+                    **dict(zip(DECODE_PARTS, rows.decode.T, strict=True)),
+                    "interference": rows.interference_s,
+                    "transfer": rows.transfer_s,
+                },
             ),
         ):
             whole[:] = 0.0
@@ -197,11 +204,12 @@ class _Spent:
     def _absences(self, residence: Residence) -> None:
         """Rows in which a running request computes nothing."""
         table, rows = residence.absences, self._rows
+        computing_s = rows.duration_s - rows.transfer_s
         place, known = self._at(table[:, 0])
         row, decodes = rows.of_step(table[known, 1]), table[known, 2].astype(bool)
         within = row < self._last[place]
         place, row, decodes = place[within], row[within], decodes[within]
-        self._move(place[~decodes], row[~decodes], "prefill", "tokens", rows.duration_s[row[~decodes]])
+        self._move(place[~decodes], row[~decodes], "prefill", "tokens", computing_s[row[~decodes]])
         place, row = place[decodes], row[decodes]
         standing = np.where(
             rows.has_chunks[row], _AT["interference"], _AT["batch" if rows.is_static else "tokens"]

@@ -156,6 +156,10 @@ def calibrate_folder(folder: RecordedFolder) -> dict[str, Calibration]:
     if folder.run is not None:
         run = folder.run
         return {ENGINE_PROFILE: calibrate_requests(run.loaded, run.requests, provenance, folder.name)}
+    if folder.stepwise is not None:
+        from servesim.analysis.calibrate_steps import calibrate_steps  # builds on this module
+
+        return {ENGINE_PROFILE: calibrate_steps(folder.stepwise, provenance, folder.name)}
     groups: dict[str, list[MeasuredRow]] = {}
     for row in folder.rows:
         if row.profile is not None:

@@ -53,6 +53,11 @@ class Caveat(Enum):
         "the KV pool is too small for the load",
         "lower engine.max_num_seqs, raise engine.gpu_memory_utilization, or add GPUs",
     )
+    KV_DROPPED = (
+        "at most {budget:,} KV tokens of a request are kept ({policy}): memory and time are modelled, "
+        "what the model answers without the others is not",
+        "measure the quality of your model with this budget",
+    )
     NOTHING_SHARED = (
         "prefix caching is on and found nothing shared in {tokens:,} prompt tokens",
         "describe shared prefixes or sessions in the workload if real traffic has them",
@@ -63,7 +68,7 @@ class Caveat(Enum):
         """Name in JSON, lower case."""
         return self.name.lower()
 
-    def say(self, **values: float) -> Warned:
+    def say(self, **values: float | str) -> Warned:
         """The warning with its numbers put in."""
         text, next_step = self.value
         return Warned(self, text.format(**values), next_step)

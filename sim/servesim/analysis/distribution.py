@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PERCENTILES", "Distribution", "distribution", "weighted_distribution", "weighted_quantiles"]
+__all__ = [
+    "PERCENTILES",
+    "Distribution",
+    "distribution",
+    "quantiles",
+    "weighted_distribution",
+    "weighted_quantiles",
+]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -38,12 +46,16 @@ def distribution(values_s: Floats) -> Distribution:
     """Mean, population standard deviation and linearly interpolated percentiles of ``values_s``."""
     if not len(values_s):
         return Distribution(0, *[float("nan")] * (2 + len(PERCENTILES)))
-    # As numpy.percentile, which loads the whole of numpy.ma for it.
-    places = np.array(PERCENTILES) / 100 * (len(values_s) - 1)
-    percentiles = np.interp(places, np.arange(len(values_s)), np.sort(values_s))
+    percentiles = quantiles(values_s, np.array(PERCENTILES) / 100)
     return Distribution(
         len(values_s), float(values_s.mean()), float(values_s.std()), *(float(value) for value in percentiles)
     )
+
+
+def quantiles(values: Floats, shares: Sequence[float] | Floats) -> Floats:
+    """As numpy.quantile, which loads all of numpy.ma for it: linear between the ordered values."""
+    places = np.asarray(shares) * (len(values) - 1)
+    return np.asarray(np.interp(places, np.arange(len(values)), np.sort(values)))
 
 
 def weighted_distribution(values_s: Floats, weights: Integers) -> Distribution:

@@ -46,6 +46,7 @@ _CAUSE_OF_PART = {
     "slot": "slots",
     "kv_blocks": "kv",
     "preemption": "kv",
+    "transfer": "kv",
     "host": "host",
     "communication": "link",
     "weights": "bandwidth",

@@ -25,6 +25,8 @@ class Metric:
     label: str
     statistic: Callable[[Floats], Floats] = lambda sample: np.asarray(sample[..., 0])
     of_memory: bool = False
+    least: float = 0.0
+    """Below it a value is next to nothing and taken for this; where all are below they are not compared."""
 
 
 def _mean(sample: Floats) -> Floats:
@@ -51,6 +53,12 @@ METRICS: dict[str, Metric] = {
     "duration": Metric("duration"),
     "output_throughput": Metric("output throughput"),
     "total_token_throughput": Metric("total throughput"),
+    "mean_running": Metric("running"),
+    "mean_waiting": Metric("waiting", least=0.1),
+    "mean_kv_usage": Metric("KV use"),
+    "peak_kv_usage": Metric("KV use, peak"),
+    "preemptions": Metric("preemptions", least=0.5),
+    "prefix_hit_tokens": Metric("prefix hits", least=0.5),
     "requested_gib": Metric("memory requested", of_memory=True),
     "weights_gib": Metric("weights", of_memory=True),
     "activation_peak_gib": Metric("activation peak", of_memory=True),

@@ -18,7 +18,7 @@ __all__ = ["judge", "queue_growth"]
 
 def judge(run: Run, summary: Summary, line: Timeline) -> tuple[Warned, ...]:
     """All warnings of a run, the ones that touch the most figures first."""
-    return (*_ends(run, summary), *_load(run, summary, line), *_statistics(summary), *_memory(summary))
+    return (*_ends(run, summary), *_load(run, summary, line), *_statistics(summary), *_memory(run, summary))
 
 
 def queue_growth(line: Timeline, first_arrival_s: float, last_arrival_s: float) -> float:
@@ -77,8 +77,10 @@ def _statistics(summary: Summary) -> Iterator[Warned]:
         yield Caveat.EDGES.say(share=share)
 
 
-def _memory(summary: Summary) -> Iterator[Warned]:
-    load = summary.load
+def _memory(run: Run, summary: Summary) -> Iterator[Warned]:
+    load, eviction = summary.load, run.scenario.engine.kv_eviction
+    if eviction is not None:
+        yield Caveat.KV_DROPPED.say(budget=eviction.budget_tokens or 0, policy=eviction.policy)
     if load.preempted_requests > 0.05 * summary.num_prompts:
         yield Caveat.PREEMPTIONS.say(
             preempted=load.preempted_requests, arrived=summary.num_prompts, preemptions=load.preemptions

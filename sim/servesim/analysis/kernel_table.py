@@ -31,6 +31,7 @@ RULES = {
 }
 """Why a measured row may be set aside; the first that applies."""
 
+_SHIPPED = "vllm_kernels.csv.gz"
 _SLOWER = 1.3
 _LAUNCH_BOUND = 2.0
 _TYPE_OF = {
@@ -46,6 +47,7 @@ _GROUPS: dict[str, tuple[tuple[str, ...], str]] = {  # what stays equal, and the
     "context_attention": (("kind", "heads", "kv_heads", "head_dim", "seq"), "batch"),
     "moe": (("kind", "n", "k", "num_experts", "experts_per_token"), "m"),
     "allreduce_custom": (("kind", "num_gpus"), "elements"),
+    "elementwise": (("kind",), "elements"),
 }
 _EXPERT_COLUMNS = ("num_experts", "experts_per_token", "routing")
 _NUMBERS = (
@@ -72,6 +74,7 @@ class KernelTable:
     def __init__(self, rows: pd.DataFrame, source: str) -> None:
         self._rows = rows
         self.source = source
+        self.is_shipped = source == _SHIPPED
 
     def rows(self, op: str, kind: str | None = None, *, num_gpus: int | None = None) -> pd.DataFrame:
         """Rows of one operation, those set aside included."""
@@ -102,7 +105,7 @@ def read_kernel_table(gpu: GpuProfile, file: Path | None = None) -> KernelTable:
     """
     import pandas as pd
 
-    path = file or shipped("hardware") / "measurements" / "vllm_kernels.csv.gz"
+    path = file or shipped("hardware") / "measurements" / _SHIPPED
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:

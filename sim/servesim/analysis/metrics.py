@@ -29,6 +29,7 @@ Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 _EXTERNAL = ("round_up", "holes", "free")
+_MOVES = ("swapped_out_blocks", "swapped_in_blocks", "preemptions_recomputed", "copied_blocks")
 _STATUS = {name: number for number, name in enumerate(Log.STATUSES)}
 
 
@@ -223,6 +224,7 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
         },
         prefix_cache_queries=log.counters.get("prefix_cache_queries", 0),
         prefix_cache_hits=log.counters.get("prefix_cache_hits", 0),
+        blocks_moved={name: log.counters[name] for name in _MOVES if name in log.counters},
     )
 
 
@@ -250,7 +252,10 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
 
     held = ("tokens", "reserved", "internal", "round_up")
     live = [np.sum([ends[name][end] for name in held], axis=0) for end in (0, 1)]
-    stored = float(line.integral(*ends["tokens"]).sum())
+    stored, reserved, internal, logical = (
+        float(line.integral(*line.kv(name)).sum()) for name in ("tokens", "reserved", "internal", "logical")
+    )
+    empty = reserved + internal  # ends of blocks, which nobody shares: each sharer would have the same
     memory, engine = run.memory, run.scenario.engine
     tokens, requests = memory.kv_cache_tokens, memory.max_concurrency
     if engine.allocator != "paged":
@@ -270,6 +275,7 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
         external_in_queue=sum(in_queue[name] for name in _EXTERNAL),
         mean_usage=_per(line.mean(live[0], live[1]), pool),
         peak_usage=_per(float(np.concatenate(live).max(initial=0)), pool),
-        sharing=_per(float(line.integral(*line.kv("logical")).sum()), stored),
+        sharing=_per(logical, stored),
+        saved_by_sharing=_per(logical - stored, logical + empty),
         adds_up=bool((pools == pool).all()),
     )

@@ -1,8 +1,9 @@
 """Recorded runs of real servers: folders of data that become simulations without any code.
 
 A folder holds `meta.json` (provenance), `scenario.yaml` (what was served, as a scenario of its own) and
-one of `requests.csv` (one run, a row per request) and `results.csv` (a row per run: overrides of a scenario,
-then measured figures by name). Format: reports/validation/README.md.
+one of three: `requests.csv` (one run, a row per request); `results.csv` (a row per run: overrides of a
+scenario, then measured figures by name); `runs.csv` (runs whose requests and steps are in other tables: see
+analysis.stepwise). Format: reports/validation/README.md.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import Field
 
 from servesim.analysis.figures import METRICS
 from servesim.analysis.measured import MeasuredRequests, read_measured
+from servesim.analysis.stepwise import StepwiseRun, read_stepwise
 from servesim.config.files import shipped
 from servesim.config.load import LoadedScenario, load_scenario, parse
 from servesim.config.record import Record
@@ -25,6 +30,7 @@ __all__ = [
     "RecordedFolder",
     "RecordedRow",
     "RecordedRun",
+    "RecordedSteps",
     "failure",
     "find_folders",
     "read_folder",
@@ -46,6 +52,10 @@ class Meta(Record):
     calibration: str
     """What was used to fit what, so that no figure is judged on what it was fitted to."""
     notes: str = ""
+    profile: str = ""
+    """Engine profile that judges this recording, when it is another recording's: its path from the folder."""
+    machine: dict[str, Any] = Field(default_factory=dict)
+    """What it ran on and how, for readers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +89,33 @@ class RecordedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedSteps:
+    """Runs of one deployment with every step of the engine."""
+
+    runs: tuple[StepwiseRun, ...]
+    memory: dict[str, float]
+    """As of RecordedRun."""
+    profile: Path | None
+    """Engine profile that judges them, if there is one."""
+    fitted_here: bool
+    """Whether that profile was fitted to runs of this folder."""
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedFolder:
-    """Everything recorded in one folder: one run, or a table of runs."""
+    """Everything recorded in one folder: one run, a table of runs, or runs with their steps."""
 
     name: str
     meta: Meta
     run: RecordedRun | None
     rows: tuple[RecordedRow, ...]
+    stepwise: RecordedSteps | None = None
+
+    @property
+    def num_replays(self) -> int:
+        """Runs that validating it simulates, calibrated ones not counted."""
+        groups = {one.group for one in self.stepwise.runs} if self.stepwise else ()
+        return max(1, len(self.rows), len(groups))
 
 
 def find_folders(paths: Sequence[Path] = ()) -> list[Path]:
@@ -113,15 +143,14 @@ def read_folder(folder: Path) -> RecordedFolder:
     name = folder.resolve().name
     if (folder / "results.csv").is_file():
         return RecordedFolder(name, meta, None, tuple(_rows(folder)))
+    profile, memory = folder / (meta.profile or ENGINE_PROFILE), folder / "memory.json"
+    said = _numbers(memory) if memory.is_file() else {}
+    known = profile if profile.is_file() else None
+    if (folder / "runs.csv").is_file():
+        steps = RecordedSteps(read_stepwise(folder), said, known, not meta.profile)
+        return RecordedFolder(name, meta, None, (), steps)
     loaded = load_scenario(folder / "scenario.yaml")
-    measured = read_measured(folder / "requests.csv")
-    profile, memory = folder / ENGINE_PROFILE, folder / "memory.json"
-    run = RecordedRun(
-        loaded,
-        measured,
-        _numbers(memory) if memory.is_file() else {},
-        profile if profile.is_file() else None,
-    )
+    run = RecordedRun(loaded, read_measured(folder / "requests.csv"), said, known)
     return RecordedFolder(name, meta, run, ())
 
 

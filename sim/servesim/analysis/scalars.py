@@ -11,7 +11,7 @@ from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
 from servesim.config.engine_profile import EngineProfile
-from servesim.config.scenario import OperatorStepTime
+from servesim.config.scenario import EngineConfig, OperatorStepTime
 from servesim.cost.host import host_profile
 from servesim.errors import CalibrationError, Problem
 
@@ -87,10 +87,14 @@ class Deployment:
             self._known[key] = run_prepared(self._moved(values))
         return self._known[key]
 
+    def moved_engine(self, values: dict[str, float]) -> EngineConfig:
+        """The engine with these values, its pool apart."""
+        scalars = {name: value for name, value in self.scalars(values).items() if name != "num_gpu_blocks"}
+        return self._prepared.engine.model_copy(update={"step_time": self._law.model_copy(update=scalars)})
+
     def _moved(self, values: dict[str, float]) -> Prepared:
-        scalars = self.scalars(values)
-        blocks = scalars.pop("num_gpu_blocks", None)
-        engine = self._prepared.engine.model_copy(update={"step_time": self._law.model_copy(update=scalars)})
+        blocks = self.scalars(values).get("num_gpu_blocks")
+        engine = self.moved_engine(values)
         if not values.get("num_gpu_blocks"):
             return replace(self._prepared, engine=engine)
         scenario = self._prepared.loaded.scenario

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from servesim.analysis.run import Run
-from servesim.config.defaults import resolve_engine
+from servesim.config.defaults import resolve_engine, with_whole_tables
 from servesim.config.engine_profile import profiled_engine
 from servesim.config.load import LoadedScenario
 from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
@@ -16,6 +16,7 @@ from servesim.config.scenario import EngineConfig
 from servesim.cost.memory import MemoryBudget, memory_budget
 from servesim.cost.step_time import StepTime, build_step_time
 from servesim.engine.acceptance import build_acceptance
+from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
 from servesim.engine.loop import simulate
 from servesim.engine.scheduler import Scheduler
@@ -49,7 +50,12 @@ def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepare
     scenario = loaded.scenario
     gpu = _profile(load_gpu, loaded.find("gpus", scenario.hardware.gpu))
     model = _profile(load_model, loaded.find("models", scenario.model))
-    engine = resolve_engine(profiled_engine(loaded), model, gpu)
+    engine = profiled_engine(loaded)
+    if scenario.workload.forks is not None:
+        engine = with_whole_tables(engine)
+        if "preemption_mode" not in engine.model_fields_set:  # vLLM swaps requests of several sequences
+            engine = engine.model_copy(update={"preemption_mode": "swap"})
+    engine = resolve_engine(engine, model, gpu)
     draft = None
     if engine.speculative is not None and engine.speculative.draft_model is not None:
         draft = _profile(load_model, loaded.find("models", engine.speculative.draft_model))
@@ -78,12 +84,14 @@ def run_prepared(
     on_end: Callable[[float], None] = lambda now_s: None,
     stop: Callable[[], bool] = lambda: False,
     step_trace: Callable[[Step], None] | None = None,
+    observe: Callable[[Scheduler], None] | None = None,
     watch: Callable[[Scheduler, StepTime], StepTime] = lambda scheduler, step_time: step_time,
 ) -> Run:
     """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request.
 
-    ``step_trace`` is given every line of a step trace; each step is then computed on its own. ``watch`` is
-    given the scheduler and the law of step time before the first step, and returns the law that holds.
+    ``step_trace`` is given every line of a step trace; ``observe`` the scheduler, before it begins, its KV
+    cache knowing every block by its id. Each step is then computed on its own. ``watch`` is given the
+    scheduler and the law of step time before the first step, and returns the law that holds.
     """
     engine, loaded = prepared.engine, prepared.loaded
     step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
@@ -93,9 +101,19 @@ def run_prepared(
             engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
         )
         accept = NotedAcceptance(law)
+    sampling = loaded.scenario.workload.forks
     scheduler = build_scheduler(
-        engine, prepared.memory, step_time.windows, one_by_one=step_trace is not None, accept=accept
+        engine,
+        prepared.memory,
+        step_time.windows,
+        one_by_one=step_trace is not None or observe is not None,
+        track_ids=observe is not None,
+        accept=accept,
+        sampling=sampling,
+        beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
     )
+    if observe is not None:
+        observe(scheduler)
     step_time = watch(scheduler, step_time)
     resolved = loaded.scenario.model_copy(update={"engine": engine})
     recorder = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from servesim.analysis.run import Run
 from servesim.cost.step_parts import DecodeParts
 from servesim.cost.step_time import StepShape, StepTime
+from servesim.cost.swap import SwapLaw
 from servesim.engine.residence import Residence
 
 __all__ = ["SplitRows", "split_rows"]
@@ -19,8 +21,11 @@ Integers = NDArray[np.int64]
 
 
 class SplitRows:
-    """Rows of the log, by number; ``decode`` (by row and DECODE_PARTS) and ``interference_s`` add up to
-    ``duration_s`` wherever somebody decodes."""
+    """Rows of the log, by number.
+
+    ``decode`` (by row and DECODE_PARTS), ``interference_s`` (what prompt chunks add) and ``transfer_s`` (KV
+    blocks moved before the step) add up to ``duration_s``.
+    """
 
     def __init__(self, run: Run, residence: Residence, law: StepTime) -> None:
         of = run.log.steps.columns
@@ -35,8 +40,11 @@ class SplitRows:
         self.has_chunks: NDArray[np.bool_] = of["prefills"] > 0
         self.is_static = run.scenario.engine.batching == "static"
         self._ending = np.cumsum(steps)
-        self._law, self._shapes = law, residence.shapes
-        self._split(of, DecodeParts(law, run.scenario.engine))  # type: ignore[arg-type]
+        self._law = law.without_copies if isinstance(law, SwapLaw) else law
+        self._shapes = residence.shapes
+        self.transfer_s = np.zeros(len(steps))
+        self._copies(law)
+        self._split(of, DecodeParts(self._law, run.scenario.engine))  # type: ignore[arg-type]
 
     def of_step(self, step: Integers) -> Integers:
         """The rows of steps; those that were never done have the number after the last."""
@@ -49,18 +57,28 @@ class SplitRows:
     def _split(self, of: dict[str, NDArray[Any]], parts: DecodeParts) -> None:
         steps, decodes = of["steps"], of["decodes"]
         drafts = np.zeros(len(steps), np.int64)
-        alone_s = np.divide(self.duration_s, steps, out=np.zeros(len(steps)), where=steps > 0)
-        row_of = {int(step): row for row, step in enumerate(self._ending - steps)}
-        for step, shape in self._shapes.items():
-            row = row_of.get(step)
-            if row is None:
-                continue  # planned, never done
+        alone_s = np.divide(
+            self.duration_s - self.transfer_s, steps, out=np.zeros(len(steps)), where=steps > 0
+        )
+        for row, shape in self._shaped():
             drafts[row] = shape.num_draft_tokens
             if shape.chunks:
                 alone_s[row] = min(alone_s[row], self._without_chunks_s(shape))
         context = of["context_tokens"] + decodes * (steps - 1) / 2
         self.decode: Floats = parts.split(decodes, drafts, context, alone_s) * steps[:, None]
-        self.interference_s: Floats = self.duration_s - self.decode.sum(axis=1)
+        self.interference_s: Floats = self.duration_s - self.transfer_s - self.decode.sum(axis=1)
+
+    def _shaped(self) -> Iterator[tuple[int, StepShape]]:
+        """The rows whose shape is known."""
+        steps = np.fromiter(self._shapes, np.int64, len(self._shapes))
+        for row, shape in zip(self.of_step(steps).tolist(), self._shapes.values(), strict=True):
+            if row < len(self.start_s):  # else planned, never done
+                yield row, shape
+
+    def _copies(self, law: StepTime) -> None:
+        for row, shape in self._shaped():
+            if any(shape.swapped_blocks):
+                self.transfer_s[row] = min(law.step_s(shape) - self._law.step_s(shape), self.duration_s[row])
 
     def _without_chunks_s(self, shape: StepShape) -> float:
         if not shape.num_decodes:
@@ -72,7 +90,7 @@ class SplitRows:
     def beside_chunks(self, chunks: Integers) -> tuple[Floats, Floats]:
         """For chunks as Residence has them: seconds that others' chunks add to its step, and host seconds."""
         law, rows = self._law, self.of_step(chunks[:, 1])
-        durations_s = self.duration_s[rows].tolist()
+        durations_s = (self.duration_s - self.transfer_s)[rows].tolist()
         gpu_s = getattr(law, "gpu_s", law.step_s)
         busy_s: dict[int, float] = {}
         others_s, host_s = np.zeros(len(chunks)), np.zeros(len(chunks))

@@ -56,6 +56,9 @@ class Load:
     """Requests that had to wait at the head of the queue, by reason (Log.ADMISSION_FAILURES)."""
     prefix_cache_queries: int
     prefix_cache_hits: int
+    blocks_moved: dict[str, int]
+    """Blocks swapped out and in, preemptions that found no room and recomputed, blocks copied on write; empty
+    where an engine does none of these."""
 
     @property
     def prefix_cache_hit_rate(self) -> float:
@@ -82,6 +85,9 @@ class KvUse:
     peak_usage: float
     sharing: float
     """Logical over physical token slots: 1 when no two requests share a block; NaN with nothing stored."""
+    saved_by_sharing: float
+    """Slots of blocks that sharing saves, over those that would be allocated without it: the "memory saving"
+    of the PagedAttention paper's Figure 15; NaN with nothing stored."""
     external: float
     """Share of the pool in nobody's requested size (round-up, holes, free) over the whole horizon: "external
     fragmentation and others" of the PagedAttention paper's Figure 2, which was taken under saturation."""

@@ -196,11 +196,12 @@ def _cluster(address: str) -> Iterator[None]:
     if find_spec("distributed") is None:
         step = "pip install 'servesim[dask]'"
         raise StudyError(Problem("--backend dask needs the extra servesim[dask]", next_step=step))
+    import distributed
     import joblib
-    from distributed import Client
 
+    connect: Any = distributed.Client  # untyped, where it is installed at all
     try:
-        client = Client(address, timeout="5s")
+        client = connect(address, timeout="5s")
     except (OSError, ValueError) as error:
         step = "start one with `dask scheduler` and `dask worker ADDRESS`, and give its address"
         words = str(error).split("\n")[0]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,7 +21,22 @@ from servesim.config.profiles import ModelProfile
 from servesim.config.scenario import EngineConfig
 from servesim.errors import ServesimError
 
-__all__ = ["FITTED_TO", "Finding", "Refusal", "Regime", "Validation", "regime_of", "validate_folder"]
+if TYPE_CHECKING:
+    from servesim.analysis.validate_steps import StepwiseFindings
+
+__all__ = [
+    "FITTED_TO",
+    "Finding",
+    "Refusal",
+    "Regime",
+    "Validation",
+    "about",
+    "memory_findings",
+    "pool_unsaid",
+    "regime_of",
+    "validate_folder",
+    "with_profile",
+]
 
 Regime = Literal["latency-bound", "middle", "saturated", "KV-limited", "memory"]
 FITTED_TO = "rows fitted to"
@@ -51,6 +66,12 @@ class Finding:
     low: float = math.nan
     high: float = math.nan
     """Bootstrap interval (95 %) of the error over requests; NaN where single requests are not known."""
+    load: str = ""
+    """As the recording names it: a share of the capacity, burst."""
+    repeats: int = 1
+    """Real runs of the same requests; ``real`` is their geometric mean."""
+    noise: float = math.nan
+    """Standard deviation of ln(real) from repeat to repeat; NaN without repeats."""
 
     @property
     def error(self) -> float:
@@ -74,6 +95,7 @@ class Validation:
     folder: RecordedFolder
     findings: tuple[Finding, ...]
     refusals: tuple[Refusal, ...]
+    stepwise: StepwiseFindings | None = None
 
 
 def validate_folder(folder: RecordedFolder, on_row: Callable[[], None] = lambda: None) -> Validation:
@@ -89,7 +111,12 @@ def validate_folder(folder: RecordedFolder, on_row: Callable[[], None] = lambda:
         except ServesimError as error:
             refusals.append(Refusal(folder.name, row.name, failure(error)))
         on_row()
-    return Validation(folder, tuple(findings), tuple(refusals))
+    if folder.stepwise is None:
+        return Validation(folder, tuple(findings), tuple(refusals))
+    from servesim.analysis.validate_steps import validate_steps  # builds on this module
+
+    stepwise = validate_steps(folder.name, folder.stepwise, on_row)
+    return Validation(folder, stepwise.findings, stepwise.refusals, stepwise)
 
 
 def regime_of(summary: Summary) -> Regime:
@@ -115,7 +142,7 @@ def _features(engine: EngineConfig, model: ModelProfile, hits: bool) -> tuple[st
         "expert parallelism": engine.enable_expert_parallel,
         f"{engine.quantization} weights": engine.quantization != "none",
         "mxfp4 weights": mxfp4 or engine.quantization == "mxfp4",
-        "fp8 KV cache": engine.kv_cache_dtype == "fp8",
+        f"{engine.kv_cache_dtype} KV cache": engine.kv_cache_dtype != "auto",
         "mixture of experts": model.moe is not None,
         "latent attention (MLA)": model.mla is not None,
         "sliding windows": len(set(model.windows)) > 1 or model.windows[0] is not None,
@@ -133,15 +160,15 @@ def _replayed_run(source: str, recorded: RecordedRun) -> Iterator[Finding]:
     workload = MeasuredWorkload(recorded.requests)
     real = recorded.requests.latencies
     second = slice(len(real) // 2, None)
-    simulated, about = _replay(source, prepare(recorded.loaded, workload))
-    yield from _memory_findings(source, about.row, _pool_unsaid(recorded.loaded), recorded.memory)
-    yield from _request_findings(about, real, simulated, "all requests")
+    simulated, found = _replay(source, prepare(recorded.loaded, workload))
+    yield from memory_findings(source, found.row, pool_unsaid(recorded.loaded), recorded.memory)
+    yield from _request_findings(found, real, simulated, "all requests")
     if recorded.profile is None:
         return
-    yield from _request_findings(about, real.part(second), simulated.part(second), "second half")
+    yield from _request_findings(found, real.part(second), simulated.part(second), "second half")
     profiled = with_profile(recorded.loaded, recorded.profile)
-    simulated, about = _replay(source, prepare(profiled, workload))
-    calibrated = replace(about, calibrated=True)
+    simulated, found = _replay(source, prepare(profiled, workload))
+    calibrated = replace(found, calibrated=True)
     yield from _request_findings(calibrated, real.part(second), simulated.part(second), "second half")
 
 
@@ -149,11 +176,11 @@ def _replay(source: str, prepared: Prepared) -> tuple[Latencies, Finding]:
     run = run_prepared(prepared)
     summary = summarise(run)
     hits = summary.load.prefix_cache_hits > 0
-    return simulated_latencies(run), _about(source, prepared, regime_of(summary), hits=hits)
+    return simulated_latencies(run), about(source, prepared, regime_of(summary), hits=hits)
 
 
 def _request_findings(
-    about: Finding, real: Latencies, simulated: Latencies, judged_on: str
+    found: Finding, real: Latencies, simulated: Latencies, judged_on: str
 ) -> Iterator[Finding]:
     """Every figure of a run with the bootstrap interval of its error, requests drawn in pairs."""
     real_figures, simulated_figures = request_figures(real), request_figures(simulated)
@@ -161,7 +188,7 @@ def _request_findings(
     for metric, value in real_figures.items():
         low, high = _interval(metric, real, simulated, draws)
         yield replace(
-            about,
+            found,
             metric=metric,
             real=value,
             simulated=simulated_figures[metric],
@@ -187,7 +214,7 @@ def _interval(
 def _replayed_row(source: str, row: RecordedRow) -> Iterator[Finding]:
     loaded = row.load()
     if all(METRICS[name].of_memory for name in row.measured):
-        yield from _memory_findings(source, row.name, loaded, row.measured)
+        yield from memory_findings(source, row.name, loaded, row.measured)
         return
     yield from _simulated_row(source, row, loaded)
     if row.profile is not None and row.profile.is_file():
@@ -196,20 +223,20 @@ def _replayed_row(source: str, row: RecordedRow) -> Iterator[Finding]:
             yield replace(finding, calibrated=True, judged_on=judged_on)
 
 
-def _pool_unsaid(loaded: LoadedScenario) -> LoadedScenario:
+def pool_unsaid(loaded: LoadedScenario) -> LoadedScenario:
     """The scenario without the recorded block count, which the memory model shall find by itself."""
     engine = loaded.scenario.engine.model_copy(update={"num_gpu_blocks_override": None})
     return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
 
 
-def _memory_findings(
+def memory_findings(
     source: str, name: str, loaded: LoadedScenario, measured: dict[str, float]
 ) -> Iterator[Finding]:
     prepared = prepare(loaded)
-    about, simulated = _about(source, prepared, "memory"), memory_figures(prepared.memory)
+    found, simulated = about(source, prepared, "memory"), memory_figures(prepared.memory)
     for metric, value in measured.items():
         yield replace(
-            about, row=name, metric=metric, real=value, simulated=simulated[metric], judged_on="start-up"
+            found, row=name, metric=metric, real=value, simulated=simulated[metric], judged_on="start-up"
         )
 
 
@@ -217,10 +244,10 @@ def _simulated_row(source: str, row: RecordedRow, loaded: LoadedScenario) -> Ite
     prepared = prepare(loaded)
     summary = summarise(run_prepared(prepared))
     hits = summary.load.prefix_cache_hits > 0
-    about, simulated = _about(source, prepared, regime_of(summary), hits=hits), figures_of(summary)
+    found, simulated = about(source, prepared, regime_of(summary), hits=hits), figures_of(summary)
     for metric, value in row.measured.items():
         yield replace(
-            about,
+            found,
             row=row.name,
             metric=metric,
             real=value,
@@ -229,7 +256,7 @@ def _simulated_row(source: str, row: RecordedRow, loaded: LoadedScenario) -> Ite
         )
 
 
-def _about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False) -> Finding:
+def about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False) -> Finding:
     """A finding with everything but its numbers."""
     gpu, model, engine = prepared.gpu, prepared.model, prepared.engine
     return Finding(
@@ -238,7 +265,8 @@ def _about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = Fals
         gpu=gpu.name,
         num_gpus=engine.tensor_parallel_size,
         model=model.name,
-        features=_features(engine, model, hits),
+        # On a CPU nothing is learned about a GPU's kernels.
+        features=() if gpu.architecture == "cpu" else _features(engine, model, hits),
         regime=regime,
         metric="",
         real=math.nan,

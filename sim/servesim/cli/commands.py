@@ -77,10 +77,14 @@ def run(
         raise typer.Exit(1)
 
 
+Compared = Annotated[str, typer.Argument(help="A scenario, or the result.json of a finished run.")]
+
+
 @app.command()
 def compare(
-    a: Scenario,
-    b: Scenario,
+    a: Compared,
+    b: Compared,
+    more: Annotated[list[str] | None, typer.Argument(help="Further ones.")] = None,
     set_: Overrides = None,
     seed: Seed = None,
     json: AsJson = False,
@@ -88,17 +92,26 @@ def compare(
     replications: Replications = None,
     jobs: Jobs = None,
 ) -> None:
-    """Simulate two scenarios on the same random numbers and show where they differ."""
+    """Show where scenarios, simulated on the same random numbers, and finished runs differ."""
     from servesim import api
 
+    sources = [a, b, *(more or ())]
+    changes = overrides(set_, seed)
     if replications is not None:
-        compare_replicated(a, b, overrides(set_, seed), json, out, replications, jobs)
+        if more or any(api.is_finished(source) for source in sources):
+            raise typer.BadParameter("takes two scenarios, no finished runs", param_hint="--replications")
+        compare_replicated(a, b, changes, json, out, replications, jobs)
         return
     from servesim.report.terminal import warnings_text
 
-    loaded = [api.load(each, overrides(set_, seed)) for each in (a, b)]
-    names = [each.scenario.name for each in loaded]
+    loaded = [source if api.is_finished(source) else api.load(source, changes) for source in sources]
+    names = [Path(s).parent.name or "result" if isinstance(s, str) else s.scenario.name for s in loaded]
     with output(out, "-against-".join(names), wanted=out is not None or not json) as write:
+        if more or any(isinstance(s, str) for s in loaded):
+            many = api.compare_many(loaded)
+            show_result(many, json)
+            write(many)
+            return
         results = []
         with stoppable() as stop:
             for each, name in zip(loaded, names, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from servesim.config.gpu_profile import GpuProfile
@@ -9,7 +10,7 @@ from servesim.config.model_profile import ModelProfile
 from servesim.config.scenario import EngineConfig
 from servesim.errors import ConfigError, Problem
 
-__all__ = ["resolve_engine", "tensor_parallel_problems"]
+__all__ = ["resolve_engine", "tensor_parallel_problems", "with_whole_tables"]
 
 _GIB = 2**30
 
@@ -26,7 +27,10 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
     Source: vLLM 0.26 and 0.33, engine arguments and scheduler configuration.
     """
     engine = _whole_prompts(_old_defaults(engine))
+    if engine.preemption_mode == "swap":
+        engine = with_whole_tables(engine)
     max_model_len = engine.max_model_len or model.max_position_embeddings
+    engine = _with_budget(engine, max_model_len)
     limits = _default_limits(gpu, engine)
     max_num_seqs = engine.max_num_seqs or limits.max_num_seqs
     max_num_batched_tokens = engine.max_num_batched_tokens
@@ -59,6 +63,22 @@ def resolve_engine(engine: EngineConfig, model: ModelProfile, gpu: GpuProfile) -
     return resolved
 
 
+def _with_budget(engine: EngineConfig, max_model_len: int) -> EngineConfig:
+    """``engine`` with the budget of its KV eviction in tokens, and without prefix caching beside it."""
+    eviction = engine.kv_eviction
+    if eviction is None:
+        return engine
+    if eviction.budget_fraction is not None:
+        tokens = max(math.ceil(eviction.budget_fraction * max_model_len), eviction.sink_tokens + 1)
+        eviction = eviction.model_copy(update={"budget_tokens": tokens})
+    return engine.model_copy(update={"kv_eviction": eviction, "enable_prefix_caching": False})
+
+
+def with_whole_tables(engine: EngineConfig) -> EngineConfig:
+    """``engine`` without what vLLM's V0 engine did not have beside swapping and forked sequences."""
+    return engine.model_copy(update={"async_scheduling": False, "enable_prefix_caching": False})
+
+
 def _old_defaults(engine: EngineConfig) -> EngineConfig:
     """``engine`` with the defaults of an older version in place of those of 0.22, where nothing is said.
 
@@ -86,7 +106,7 @@ def _default_limits(gpu: GpuProfile, engine: EngineConfig) -> _Limits:
     if engine.version == "0.6":
         return _Limits(2048, 256)
     memory_gib = gpu.cuda_memory_bytes / _GIB
-    if engine.version == "0.33" and memory_gib >= 160:
+    if engine.version in ("0.32", "0.33") and memory_gib >= 160:
         return _Limits(16384, 1024)
     if memory_gib >= 70 and "a100" not in f"{gpu.name} {gpu.label}".lower():
         return _Limits(8192, 1024)

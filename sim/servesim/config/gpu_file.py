@@ -141,8 +141,11 @@ class MeasuredEfficiency(Record):
     experts: dict[ExpertFormat, ExpertCoefficients] = Field(default_factory=dict)
     decode_attention: dict[CacheType, DecodeAttentionCoefficients]
     prefill_attention: dict[CacheType, PrefillAttentionCoefficients]
-    all_reduce: dict[Degree, AllReduceCoefficients] = Field(min_length=1)
+    all_reduce: dict[Degree, AllReduceCoefficients] = Field(default_factory=dict)
+    """Empty for a device that works alone."""
     elementwise_launch_us: Time
+    elementwise_gb_per_s: Number | None = None
+    """Rate of elementwise kernels, whose bytes come after the launch; empty where the launch hides them."""
     errors: dict[str, KernelError] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -207,6 +210,7 @@ class MeasuredEfficiency(Record):
                 for degree, law in self.all_reduce.items()
             },
             elementwise_launch_s=self.elementwise_launch_us / 1e6,
+            elementwise_bytes_per_s=self.elementwise_gb_per_s and self.elementwise_gb_per_s * GB,
             errors=self.errors,
         )
 
@@ -250,6 +254,8 @@ class GpuFile(Record):
     """As a process sees it (torch: total_memory); empty: memory_mib less 480."""
     hbm_bandwidth_gb_per_s: Sourced
     sm_count: SourcedCount
+    row_tile: SourcedCount = SourcedCount(value=64, source="tensor cores of NVIDIA GPUs since 2020")
+    """Rows of a product that matrix units compute at once."""
     boost_clock_mhz: Sourced
     shared_memory_per_sm_kib: SourcedCount
     register_file_per_sm_kib: SourcedCount
@@ -322,6 +328,7 @@ class GpuFile(Record):
             cuda_memory_bytes=cuda_mib * MIB,
             hbm_bandwidth_bytes_per_s=self.hbm_bandwidth_gb_per_s.value * GB,
             sm_count=self.sm_count.value,
+            row_tile=self.row_tile.value,
             boost_clock_hz=boost_hz,
             shared_memory_per_sm_bytes=self.shared_memory_per_sm_kib.value * KIB,
             register_file_per_sm_bytes=self.register_file_per_sm_kib.value * KIB,
@@ -349,6 +356,7 @@ class GpuFile(Record):
             "cuda_memory_bytes": self.cuda_memory_mib,
             "hbm_bandwidth_bytes_per_s": self.hbm_bandwidth_gb_per_s,
             "sm_count": self.sm_count,
+            "row_tile": self.row_tile,
             "boost_clock_hz": self.boost_clock_mhz,
             "shared_memory_per_sm_bytes": self.shared_memory_per_sm_kib,
             "register_file_per_sm_bytes": self.register_file_per_sm_kib,

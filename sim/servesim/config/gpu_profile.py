@@ -142,6 +142,8 @@ class Efficiency(Record):
     """Keyed by tensor_parallel_size."""
     elementwise_launch_s: Seconds
     """Time of one elementwise kernel; a layer has four."""
+    elementwise_bytes_per_s: Positive | None = None
+    """Rate of its bytes, which come after the launch; empty: they hide it, at the rate of products."""
     errors: dict[str, KernelError] = Field(default_factory=dict)
     """By operation, as ``gemm.bf16`` or ``all_reduce.8``; empty where coefficients are derived."""
 
@@ -160,6 +162,8 @@ class GpuProfile(Record):
     """What a process sees as the total: the driver keeps the rest for itself."""
     hbm_bandwidth_bytes_per_s: float
     sm_count: int
+    row_tile: int
+    """Rows of a product that its matrix units compute at once, even when fewer are asked for."""
     boost_clock_hz: float
     shared_memory_per_sm_bytes: int
     register_file_per_sm_bytes: int

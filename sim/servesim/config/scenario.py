@@ -7,14 +7,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from servesim.config.expect import Expectation
+from servesim.config.kv_formats import KvCacheDtype
+from servesim.config.kv_options import KvEvictionConfig, SwapConfig
 from servesim.config.record import Record, RuleError
 from servesim.config.speculative import SpeculativeConfig
 from servesim.config.weight_formats import Quantization
 from servesim.config.workload import WorkloadConfig
 
-__all__ = ["EngineConfig", "HardwareConfig", "LinearStepTime", "OperatorStepTime", "Scenario", "SloConfig"]
+__all__ = [
+    "EngineConfig",
+    "HardwareConfig",
+    "LinearStepTime",
+    "OperatorStepTime",
+    "Scenario",
+    "SloConfig",
+]
 
-EngineVersion = Literal["0.6", "0.11", "0.19", "0.22", "0.26", "0.33"]
+EngineVersion = Literal["0.6", "0.11", "0.19", "0.22", "0.26", "0.32", "0.33"]
 
 
 class HardwareConfig(Record):
@@ -45,6 +54,10 @@ class OperatorStepTime(Record):
     """Zipf exponent of how often tokens are routed to an expert; 0 is uniform, and reads the most weights."""
     attention_kernel: Literal["flash", "standard"] = "flash"
     """For exploration: standard writes all scores to memory and reads them back; flash was measured."""
+    paging_overhead: float = Field(default=0.0, ge=0, le=10)
+    """For exploration: what looking up blocks of 16 tokens adds to reading the KV cache, as a share; other
+    block sizes add 16 / block_size times that. The first PagedAttention kernel took 0.20 to 0.26 more than
+    one for contiguous memory (arXiv 2309.06180, Figure 18a); the measured coefficients include today's."""
     shared_memory_per_sm_kib: int | None = Field(default=None, ge=1, le=10_000)
     """For exploration: shared memory of an SM that flash attention may use, instead of the GPU's own. Less
     slows long prompts; more changes nothing, since the measured efficiency stands."""
@@ -76,9 +89,9 @@ class EngineConfig(Record):
     """The serving engine, in vLLM's names and with vLLM's defaults."""
 
     version: EngineVersion = "0.26"
-    """vLLM version that is followed: 0.22 (also 0.20), 0.26 (0.24 to 0.32) or 0.33. The older ones schedule
-    like 0.22, which is not verified, and have their own memory profiling and defaults: 0.6, 0.11 (also 0.8 to
-    0.13) and 0.19 (0.14 to 0.19)."""
+    """vLLM version that is followed: 0.22 (also 0.20), 0.26 (0.24 to 0.31), 0.32 or 0.33. The older ones
+    schedule like 0.22, which is not verified, and have their own memory profiling and defaults: 0.6, 0.11
+    (also 0.8 to 0.13) and 0.19 (0.14 to 0.19)."""
     profile: str | None = None
     """Engine profile that `servesim calibrate` wrote: path of a file, beside the scenario or anywhere."""
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -92,7 +105,9 @@ class EngineConfig(Record):
     quantization: Quantization = "none"
     """Format of the linear layers' weights; embeddings and the LM head keep dtype. int8 is W8A8; w4a16 stands
     for AWQ and GPTQ; nvfp4 runs in 4 bits on Blackwell and weight-only elsewhere."""
-    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """Type of the KV cache; auto is dtype. int8 and int4 keep a scale and a zero point per token and head.
+    What they do to the answers is not modelled."""
     gpu_memory_utilization: float = Field(default=0.92, gt=0, le=1)
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens (prompt and output) of one request; empty takes the model's maximum."""
@@ -122,6 +137,14 @@ class EngineConfig(Record):
         "full_and_piecewise"
     )
     """Which steps are replayed from CUDA graphs, and whether attention is in them."""
+    preemption_mode: Literal["recompute", "swap"] = "recompute"
+    """What happens to a preempted request: its blocks are freed, or wait in host memory while nobody else is
+    admitted. swap is vLLM's up to its V0 engine, without prefix caching and async_scheduling."""
+    swap_space_gib: float = Field(default=4.0, ge=0, le=1e6)
+    """Host memory for swapped blocks, per GPU (vLLM: --swap-space)."""
+    swap: SwapConfig = SwapConfig()
+    kv_eviction: KvEvictionConfig | None = None
+    """A budget of KV tokens per request; empty keeps all."""
     allocator: Literal["paged", "contiguous-max", "contiguous-pow2", "contiguous-oracle"] = "paged"
     """paged is vLLM's. The others reserve consecutive slots when a request is admitted: max_model_len; its
     prompt and the next power of two of its output; or exactly what it will need (docs/allocators.md)."""
@@ -134,6 +157,18 @@ class EngineConfig(Record):
     speculative: SpeculativeConfig | None = None
     """Speculative decoding; empty switches it off."""
     step_time: StepTimeConfig = OperatorStepTime()
+
+    @model_validator(mode="after")
+    def _swaps_as_vllm_did(self) -> EngineConfig:
+        if self.preemption_mode == "swap":
+            keep_whole_tables(self, "preemption_mode: swap")
+        return self
+
+    @model_validator(mode="after")
+    def _evicts_from_plain_tables(self) -> EngineConfig:
+        if self.kv_eviction is not None:
+            refuse_beside(self, "kv_eviction", "allocator", "speculative", "enable_prefix_caching")
+        return self
 
     @model_validator(mode="after")
     def _allocates_as_it_batches(self) -> EngineConfig:
@@ -197,6 +232,27 @@ class EngineConfig(Record):
         return self
 
 
+def keep_whole_tables(engine: EngineConfig, what: str, path: tuple[str, ...] = ()) -> None:
+    """Raise RuleError for a setting that was asked for and that vLLM's V0 engine lacked beside ``what``."""
+    keys = ["allocator", "batching", "speculative", "kv_eviction", "scheduling_policy"]
+    keys += ["enable_prefix_caching", "async_scheduling"]
+    refuse_beside(engine, what, *keys, path=path)
+
+
+def refuse_beside(engine: EngineConfig, what: str, *keys: str, path: tuple[str, ...] = ()) -> None:
+    """Raise RuleError if one of ``keys`` was given another value than the plainest, which ``what`` needs."""
+    plainest = {
+        "allocator": "paged",
+        "batching": "continuous",
+        "kv_eviction": None,
+        "scheduling_policy": "fcfs",
+        "speculative": None,
+    }
+    for key in keys:
+        if key in engine.model_fields_set and getattr(engine, key) != plainest.get(key, False):
+            raise RuleError(f"does not go with {what}", path=(*path, key), next_step="leave it out")
+
+
 class SloConfig(Record):
     """Latency limits; a request that keeps its per-request limits counts for the goodput."""
 
@@ -219,6 +275,12 @@ class Scenario(Record):
     expect: tuple[Expectation, ...] = ()
     """Figures that `servesim run --expect` checks; exit code 1 if one is missed (docs/expectations.md)."""
     seed: int = Field(default=1, ge=0)
+
+    @model_validator(mode="after")
+    def _sequences_of_a_request_share_blocks(self) -> Scenario:
+        if self.workload.forks is not None:
+            keep_whole_tables(self.engine, "workload.sampling", ("engine",))
+        return self
 
     @model_validator(mode="after")
     def _contiguous_has_no_blocks_to_share(self) -> Scenario:

@@ -115,9 +115,9 @@ class SpeculativeConfig(Record):
     def async_by_default(self, version: str) -> bool:
         """Whether vLLM of ``version`` schedules asynchronously unless told not to.
 
-        With a draft model it can since 0.22 when asked to, and does so by itself in 0.33.
+        With a draft model it can since 0.22 when asked to, and does so by itself from 0.32 on.
         """
-        return self.can_be_async and (self.method != "draft" or version == "0.33")
+        return self.can_be_async and (self.method != "draft" or version in ("0.32", "0.33"))
 
     @property
     def keeps_kv(self) -> bool:

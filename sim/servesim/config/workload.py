@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from servesim.config.record import Record
+from servesim.config.record import Record, RuleError
+from servesim.config.sampling import SamplingConfig
 
 __all__ = [
     "ArrivalsConfig",
@@ -262,10 +263,28 @@ class WorkloadConfig(Record):
     """Requests in all, every turn of a session counted."""
     shared_prefixes: SharedPrefixesConfig | None = None
     sessions: SessionsConfig | None = None
+    sampling: SamplingConfig | None = None
+    """Several sequences for every request; empty: one."""
+
+    @property
+    def forks(self) -> SamplingConfig | None:
+        """The sampling whose sequences are scheduled as one; None when there is none."""
+        return self.sampling if self.sampling and self.sampling.sharing == "forks" else None
+
+    @model_validator(mode="after")
+    def _samples_wait_for_nothing(self) -> WorkloadConfig:
+        waits = self.sessions is not None or isinstance(self.arrivals, ClosedLoopArrivals)
+        if waits and self.sampling and not self.forks:
+            raise RuleError(
+                "needs requests that wait for no other (no sessions, no closed_loop)",
+                path=("sampling", "sharing"),
+                next_step="remove it, or take other arrivals",
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_of_the_combinations(self) -> WorkloadConfig:
-        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None} - {"sampling"}
         if self.trace is None:
             kind = "a workload without trace"
             needed, allowed = _SYNTHETIC, _SYNTHETIC | {"shared_prefixes", "sessions"}

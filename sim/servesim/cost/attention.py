@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from servesim.config.kv_formats import KV_FORMATS, KvFormat
 from servesim.config.profiles import GpuProfile
 from servesim.cost.attention_io import FlashIo, standard_bytes, tile_rows
 from servesim.cost.ops import larger
@@ -20,6 +21,7 @@ __all__ = [
 
 CacheDtype = Literal["bf16", "fp8"]
 CACHE_BYTES: dict[CacheDtype, float] = {"bf16": 2.0, "fp8": 1.0}
+_PLAIN: dict[CacheDtype, KvFormat] = {"bf16": KV_FORMATS["auto"], "fp8": KV_FORMATS["fp8"]}
 
 _EXPONENTIALS_PER_SM_AND_CLOCK = 16
 _STANDARD_LAUNCHES = 3  # scores, softmax, values
@@ -71,6 +73,12 @@ class AttentionKernel(NamedTuple):
 _MEASURED = AttentionKernel()
 
 
+def _token_bytes(shape: AttentionShape, stored: KvFormat) -> float:
+    """Bytes that one cached token takes in a layer on one GPU."""
+    vectors = 1 if shape.latent else 2 * shape.num_kv_heads  # each with a scale of its own
+    return shape.kv_elements * stored.bytes_per_element(shape.kv_elements // vectors)
+
+
 def causal_pairs(num_tokens: float, num_cached: float, window: int | None) -> float:
     """Query-key pairs of ``num_tokens`` new tokens behind ``num_cached`` cached ones, diagonal halved."""
     end = num_cached + num_tokens
@@ -96,8 +104,14 @@ class DecodeAttention:
     __slots__ = ("_launch_s", "_per_sequence_s", "mixed_per_context_token_s", "per_context_token_s")
 
     def __init__(
-        self, gpu: GpuProfile, dtype: CacheDtype, shape: AttentionShape, kernel: AttentionKernel = _MEASURED
+        self,
+        gpu: GpuProfile,
+        dtype: CacheDtype,
+        shape: AttentionShape,
+        kernel: AttentionKernel = _MEASURED,
+        stored: KvFormat | None = None,
     ) -> None:
+        """``dtype`` names the measured kernel, ``stored`` what the cache holds, if that is something else."""
         efficiency = gpu.efficiency.decode_attention.get(dtype)
         if efficiency is None:
             raise ConfigError(
@@ -110,12 +124,14 @@ class DecodeAttention:
                 )
             )
         bandwidth = gpu.hbm_bandwidth_bytes_per_s
+        stored = stored or _PLAIN[dtype]
         memory = min(efficiency.memory, _MLA_DECODE_MEMORY) if shape.latent else efficiency.memory
+        memory *= stored.memory_share
         compute = _MLA_DECODE_COMPUTE if shape.latent else gpu.efficiency.prefill_attention[dtype].compute
         self._launch_s = efficiency.launch_s
         self._per_sequence_s = efficiency.per_seq_kv_head_s * shape.num_kv_heads
         self.per_context_token_s = larger(
-            shape.kv_elements * CACHE_BYTES[dtype] / (bandwidth * memory),
+            _token_bytes(shape, stored) / (bandwidth * memory),
             shape.decode_flops_per_context_token / (gpu.peak_flops_per_s["bf16"] * compute),
         )
         if kernel.name == "standard":
@@ -146,7 +162,7 @@ class PrefillAttention:
 
     __slots__ = (
         "_io",
-        "_kv_bytes_per_s",
+        "_keys_per_s",
         "_launch_s",
         "_per_key_s",
         "_per_pair_s",
@@ -156,8 +172,14 @@ class PrefillAttention:
     )
 
     def __init__(
-        self, gpu: GpuProfile, dtype: CacheDtype, shape: AttentionShape, kernel: AttentionKernel = _MEASURED
+        self,
+        gpu: GpuProfile,
+        dtype: CacheDtype,
+        shape: AttentionShape,
+        kernel: AttentionKernel = _MEASURED,
+        stored: KvFormat | None = None,
     ) -> None:
+        """``dtype`` names the measured kernel, ``stored`` what the cache holds, if that is something else."""
         efficiency = gpu.efficiency.prefill_attention[dtype]
         decode = gpu.efficiency.decode_attention[dtype]
         self._shape = shape
@@ -173,7 +195,8 @@ class PrefillAttention:
             triton_flops_per_s = _TRITON_FLOPS_PER_SM_AND_CLOCK * gpu.sm_count * gpu.boost_clock_hz
             self._per_pair_s = larger(self._per_pair_s, shape.prefill_flops_per_pair / triton_flops_per_s)
         bandwidth = gpu.hbm_bandwidth_bytes_per_s
-        self._kv_bytes_per_s = bandwidth * decode.memory / (shape.kv_elements * CACHE_BYTES[dtype])
+        stored = stored or _PLAIN[dtype]
+        self._keys_per_s = bandwidth * decode.memory * stored.memory_share / _token_bytes(shape, stored)
         self._io: FlashIo | None = None
         self._scores_bytes_per_s: float | None = None
         if kernel.name == "standard":
@@ -202,7 +225,7 @@ class PrefillAttention:
             moved = standard_bytes(num_tokens, end, self._shape.head_dim) / self._scores_bytes_per_s
             every_pair_s = num_tokens * end * self._per_pair_s * (1.0 + self._short_tokens / span)
             seconds = max(every_pair_s, moved)
-        return larger(seconds, read / self._kv_bytes_per_s)
+        return larger(seconds, read / self._keys_per_s)
 
 
 def _check_tile(gpu: GpuProfile, shared_memory_bytes: int, shape: AttentionShape) -> None:

@@ -28,7 +28,7 @@ def captured_sizes(gpu: GpuProfile, engine: EngineConfig) -> tuple[int, ...]:
         raise ValueError("the engine is not resolved: call config.defaults.resolve_engine first")
     if engine.enforce_eager or engine.cudagraph_mode == "none":
         return ()
-    blackwell = engine.version == "0.33" and gpu.architecture == "blackwell"
+    blackwell = engine.version in ("0.32", "0.33") and gpu.architecture == "blackwell"
     decode_tokens = 1 + (engine.speculative.num_speculative_tokens if engine.speculative else 0)
     largest = min(
         2 * engine.max_num_seqs * decode_tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from servesim.config.kv_formats import KV_FORMATS
 from servesim.config.profiles import ModelProfile
 from servesim.config.scenario import EngineConfig
 from servesim.config.speculative import SpeculativeConfig
@@ -42,7 +43,7 @@ def drafter_memory(model: ModelProfile, engine: EngineConfig, draft: ModelProfil
     else:
         draft = head_layer(model, speculative)
         weights = (draft.layer_totals.total + 2 * hidden * hidden) * _BYTES / degree
-    kv_bytes = draft.kv_bytes_per_token(1.0 if engine.kv_cache_dtype == "fp8" else 2.0)
+    kv_bytes = draft.kv_bytes_per_token(KV_FORMATS[engine.kv_cache_dtype].bytes_per_element(draft.head_dim))
     return DrafterMemory(int(weights), int(kv_bytes / min(degree, draft.num_kv_heads)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from servesim.config.kv_formats import KV_FORMATS
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig, OperatorStepTime
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, WEIGHT_FORMATS
@@ -46,7 +47,9 @@ def _bytes_moved(model: ModelProfile, engine: EngineConfig, shape: StepShape) ->
         else:  # all tokens may choose the same ones
             untouched = 1 - moe.experts_per_token / moe.num_experts
         weights -= untouched * model.layer_totals.routed_experts / degree * expert_bytes
-    kv_bytes = model.kv_bytes_per_token_and_layer(1.0 if engine.kv_cache_dtype == "fp8" else 2.0)
+    kv_bytes = model.kv_bytes_per_token_and_layer(
+        KV_FORMATS[engine.kv_cache_dtype].bytes_per_element(model.head_dim)
+    )
     kv_bytes /= min(degree, model.num_kv_heads)
     windows = tuple(dict.fromkeys(model.windows))
     read_tokens = 0

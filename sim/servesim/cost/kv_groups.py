@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from servesim.config.kv_formats import KV_FORMATS
 from servesim.config.profiles import ModelProfile
 from servesim.config.scenario import EngineConfig
 
@@ -71,7 +72,7 @@ def kv_layout(model: ModelProfile, engine: EngineConfig) -> KvLayout:
     """
     if engine.max_num_batched_tokens is None:
         raise ValueError("the engine is not resolved: call config.defaults.resolve_engine first")
-    dtype_bytes = 1.0 if engine.kv_cache_dtype == "fp8" else 2.0
+    dtype_bytes = KV_FORMATS[engine.kv_cache_dtype].bytes_per_element(model.head_dim)
     split = min(engine.tensor_parallel_size, model.num_kv_heads)
     layer_bytes = int(model.kv_bytes_per_token_and_layer(dtype_bytes)) // split
     counts = {window: model.windows.count(window) for window in dict.fromkeys(model.windows)}

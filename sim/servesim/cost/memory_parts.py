@@ -44,6 +44,7 @@ _PROFILING: dict[EngineVersion, _Profiling] = {
     "0.19": _V1,
     "0.22": _V1_WITH_GRAPHS,
     "0.26": _V1_WITH_GRAPHS,
+    "0.32": _V1_WITH_GRAPHS,
     "0.33": _V1_WITH_GRAPHS,
 }
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from servesim.config.kv_formats import KV_FORMATS
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig, OperatorStepTime
 from servesim.config.weight_formats import WEIGHT_FORMATS
-from servesim.cost.attention import AttentionKernel, CacheDtype, DecodeAttention, PrefillAttention
+from servesim.cost.attention import AttentionKernel, DecodeAttention, PrefillAttention
 from servesim.cost.collectives import ALL_REDUCE_BYTES, AllReduce, PipelineSend
 from servesim.cost.cuda_graphs import GraphModes
 from servesim.cost.experts import GroupedExperts, Routing
@@ -24,6 +25,7 @@ from servesim.cost.step_time import UNLIMITED_STEPS, AffineSteps, StepShape
 __all__ = ["OperatorLaw"]
 
 _ACTIVATION_BYTES = 2.0
+_LOOKUP_BLOCK = 16  # block size that paging_overhead speaks of
 _PAGE = 256  # counts of rows that are worked out together
 _SENT_TENSORS = 2  # vLLM hands hidden states and residual to the next pipeline stage
 
@@ -63,14 +65,17 @@ class OperatorLaw:
         self._send = PipelineSend(gpu, degree * stages)
         self._elementwise = Elementwise(gpu)
         self._sampler = SAMPLERS[options.sampler]
-        cache: CacheDtype = "fp8" if engine.kv_cache_dtype == "fp8" else "bf16"
+        stored = KV_FORMATS[engine.kv_cache_dtype]
         kib = options.shared_memory_per_sm_kib
         kernel = AttentionKernel(options.attention_kernel, None if kib is None else kib * 1024)
-        self._decode = DecodeAttention(gpu, cache, part.attention, kernel)
-        self._prefill = PrefillAttention(gpu, cache, part.attention, kernel)
-        self._slopes_s = tuple(layers * self._decode.per_context_token_s for layers in part.window_layers)
-        mixed_s = self._decode.mixed_per_context_token_s
-        self._mixed_slopes_s = tuple(layers * mixed_s for layers in part.window_layers)
+        self._decode = DecodeAttention(gpu, stored.kernel, part.attention, kernel, stored)
+        self._prefill = PrefillAttention(gpu, stored.kernel, part.attention, kernel, stored)
+        paging = 1.0
+        if engine.allocator == "paged":  # a lookup per block, whatever its size
+            paging += options.paging_overhead * _LOOKUP_BLOCK / engine.block_size
+        alone_s, mixed_s = self._decode.per_context_token_s, self._decode.mixed_per_context_token_s
+        self._slopes_s = tuple(layers * alone_s * paging for layers in part.window_layers)
+        self._mixed_slopes_s = tuple(layers * mixed_s * paging for layers in part.window_layers)
         self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
         self._row_s: dict[int, float] = {}
@@ -96,7 +101,7 @@ class OperatorLaw:
 
     def gpu_s(self, shape: StepShape) -> float:
         """Seconds that the GPU works on one step."""
-        num_decodes, contexts, chunks, num_sampled, _ = shape
+        num_decodes, contexts, chunks, num_sampled, _, _ = shape
         num_tokens = shape.num_tokens
         seconds = self._fixed_s(num_tokens, num_decodes, num_sampled)
         slopes_s = self._mixed_slopes_s if chunks else self._slopes_s

@@ -14,7 +14,6 @@ from servesim.errors import ConfigError, Problem
 
 __all__ = ["Elementwise", "Gemm", "gemm_efficiency", "joined", "larger", "smaller"]
 
-_ROW_TILE = 64  # rows a tensor-core tile computes even when fewer are asked for
 _ROW_TILE_EXPANDED = 16  # of kernels that expand the weights first, such as Marlin
 _WAVE_TILE = 128  # rows and columns of the tile that one SM works on
 _MAX_WAVE_LOSS = 4.0
@@ -67,7 +66,7 @@ class Gemm:
         product = weights.product_on({str(kind): peak for kind, peak in gpu.peak_flops_per_s.items()})
         efficiency = gemm_efficiency(gpu, product)
         self._weight_bytes = weights.bytes_per_weight
-        self._row_tile = _ROW_TILE_EXPANDED if product == "bf16" and weights.bits < 16 else _ROW_TILE
+        self._row_tile = _ROW_TILE_EXPANDED if product == "bf16" and weights.bits < 16 else gpu.row_tile
         self._activation_bytes = weights.activation_bytes if product == weights.product else 2.0
         self.launch_s = efficiency.launch_s
         self._knee = efficiency.knee
@@ -119,14 +118,20 @@ def gemm_efficiency(gpu: GpuProfile, product: ProductType) -> GemmEfficiency:
 
 
 class Elementwise:
-    """A kernel that only moves data: never below its launch, never faster than its bytes."""
+    """A kernel that only moves data: never below its launch, never faster than its bytes.
 
-    __slots__ = ("_bytes_per_s", "_launch_s")
+    Where the rate of such kernels was measured, on a CPU, the bytes come after the launch.
+    """
+
+    __slots__ = ("_bytes_per_s", "_launch_s", "_one_after_another")
 
     def __init__(self, gpu: GpuProfile) -> None:
         self._launch_s = gpu.efficiency.elementwise_launch_s
-        self._bytes_per_s = gpu.hbm_bandwidth_bytes_per_s * gpu.efficiency.gemm["bf16"].memory
+        measured = gpu.efficiency.elementwise_bytes_per_s
+        self._bytes_per_s = measured or gpu.hbm_bandwidth_bytes_per_s * gpu.efficiency.gemm["bf16"].memory
+        self._one_after_another = measured is not None
 
     def seconds(self, num_bytes: float) -> float:
         """Time to move ``num_bytes``, read and written."""
-        return larger(self._launch_s, num_bytes / self._bytes_per_s)
+        bytes_s = num_bytes / self._bytes_per_s
+        return self._launch_s + bytes_s if self._one_after_another else larger(self._launch_s, bytes_s)

@@ -21,6 +21,7 @@ class StepShape(NamedTuple):
     ``chunks`` are the prefill pieces as (new tokens, KV tokens already cached before them).
     ``num_sampled`` is the number of tokens whose successor is sampled: rows of the LM head.
     ``num_draft_tokens`` are drafts that the decodes verify, beside one token each (speculative decoding).
+    ``swapped_blocks`` are KV blocks moved before the step, between GPU and host memory, and GPU and disk.
     """
 
     num_decodes: int
@@ -28,6 +29,7 @@ class StepShape(NamedTuple):
     chunks: tuple[tuple[int, int], ...]
     num_sampled: int
     num_draft_tokens: int = 0
+    swapped_blocks: tuple[int, int] = (0, 0)
 
     @property
     def num_tokens(self) -> int:
@@ -86,7 +88,11 @@ def build_step_time(
     from servesim.cost.linear import LinearLaw
     from servesim.cost.operators import OperatorLaw
     from servesim.cost.speculative import SpeculativeLaw
+    from servesim.cost.swap import SwapLaw
 
+    if engine.preemption_mode == "swap":
+        law = build_step_time(model, gpu, engine.model_copy(update={"preemption_mode": "recompute"}), draft)
+        return SwapLaw(law, model, gpu, engine)
     if isinstance(engine.step_time, LinearStepTime):
         return LinearLaw(engine.step_time)
     factored = engine.step_time.gpu_time_factor != 1.0 or engine.step_time.bandwidth_factor != 1.0

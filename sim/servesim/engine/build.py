@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from servesim.config.kv_options import KvEvictionConfig
+from servesim.config.sampling import SamplingConfig
 from servesim.config.scenario import EngineConfig
 from servesim.cost.budget import MemoryBudget
+from servesim.engine.beams import BeamSearch
+from servesim.engine.build_swapping import build_swapping
 from servesim.engine.orca import OrcaScheduler
 from servesim.engine.prefill_first import PrefillFirstScheduler
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
@@ -15,6 +19,7 @@ from servesim.engine.versions import RULES, Rules
 from servesim.errors import ConfigError, MemoryDoesNotFitError, Problem
 from servesim.kv.address_space import build_address_space
 from servesim.kv.base import KVCacheManager
+from servesim.kv.budgeted import BudgetedKVCache, HeavyHitterKVCache, SinkKVCache
 from servesim.kv.contiguous import ContiguousKVCache, Reservation
 from servesim.kv.grouped import GroupedKVCache
 from servesim.kv.paged import PagedKVCache
@@ -28,15 +33,35 @@ def build_scheduler(
     windows: tuple[int | None, ...],
     *,
     one_by_one: bool = False,
+    track_ids: bool = False,
     accept: Accept | None = None,
+    sampling: SamplingConfig | None = None,
+    beams: BeamSearch | None = None,
 ) -> Scheduler:
     """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine).
 
-    ``accept`` says which drafts are accepted; an engine that speculates needs it.
+    ``track_ids`` lets a paged cache know which block is which, and not only how many there are.
+    ``accept`` says which drafts are accepted; an engine that speculates needs it. ``sampling`` is that of the
+    workload, and ``beams`` says which of a request's sequences go on.
     """
     rules = RULES[engine.version]
-    limits, kv = _limits(engine, memory, rules), _kv_cache(engine, memory, rules)
-    speculative = engine.speculative
+    limits = _limits(engine, memory, rules)
+    if engine.preemption_mode == "swap" or sampling is not None:
+        return build_swapping(
+            engine,
+            memory,
+            limits,
+            rules,
+            windows,
+            sampling=sampling,
+            beams=beams,
+            one_by_one=one_by_one,
+            track_ids=track_ids,
+        )
+    kv, speculative = _kv_cache(engine, memory, rules, track_ids), engine.speculative
+    if engine.kv_eviction is not None:
+        budget = engine.kv_eviction.budget_tokens or 0
+        windows = tuple(budget if window is None else min(window, budget) for window in windows)
     if speculative is not None:
         if accept is None:
             raise ValueError("an engine that speculates needs a law of acceptance")
@@ -94,9 +119,13 @@ def _limits(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> Schedul
     )
 
 
-def _kv_cache(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> KVCacheManager[Any]:
+def _kv_cache(
+    engine: EngineConfig, memory: MemoryBudget, rules: Rules, track_ids: bool
+) -> KVCacheManager[Any]:
     if engine.allocator != "paged":
         return _contiguous(engine, memory)
+    if engine.kv_eviction is not None:
+        return _budgeted(engine.kv_eviction, engine, memory)
     assert engine.max_model_len is not None
     reads_ahead = engine.speculative is not None and engine.speculative.reads_hidden_states
     hash_lookahead_tokens = int(reads_ahead and rules.hashes_lookahead)
@@ -110,6 +139,7 @@ def _kv_cache(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> KVCac
             max_model_len=engine.max_model_len,
             enable_prefix_caching=engine.enable_prefix_caching,
             blank_blocks_first=rules.blank_blocks_first,
+            track_ids=track_ids,
             hash_lookahead_tokens=hash_lookahead_tokens,
             drop_last_hit=drop_last_hit,
         )
@@ -118,6 +148,7 @@ def _kv_cache(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> KVCac
         engine.block_size,
         enable_prefix_caching=engine.enable_prefix_caching,
         blank_blocks_first=rules.blank_blocks_first,
+        track_ids=track_ids,
         hash_lookahead_tokens=hash_lookahead_tokens,
         drop_last_hit=drop_last_hit,
     )
@@ -141,3 +172,20 @@ def _contiguous(engine: EngineConfig, memory: MemoryBudget) -> ContiguousKVCache
         )
     policy = cast(Reservation, engine.allocator.removeprefix("contiguous-"))
     return ContiguousKVCache(slots, most, policy, fit)
+
+
+def _budgeted(eviction: KvEvictionConfig, engine: EngineConfig, memory: MemoryBudget) -> BudgetedKVCache:
+    """The KV cache of an engine that drops tokens."""
+    if memory.kv_layout.group_windows != (None,):
+        raise ConfigError(
+            Problem(
+                "a model with attention windows drops tokens by itself",
+                path="engine.kv_eviction",
+                next_step="remove it, or choose a model with full attention in every layer",
+            )
+        )
+    blocks, size, budget = memory.num_gpu_blocks, engine.block_size, eviction.budget_tokens
+    assert budget is not None  # resolved
+    if eviction.policy == "heavy-hitters":
+        return HeavyHitterKVCache(blocks, size, budget)
+    return SinkKVCache(blocks, size, budget, eviction.sink_tokens, memory.kv_layout.in_flight_tokens)

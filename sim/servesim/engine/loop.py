@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import simpy
@@ -61,9 +63,25 @@ def simulate(
 
     engine = Engine(env, scheduler, step_time, log, pipeline_depth=pipeline_depth, on_end=ended, stop=stop)
     env.process(arrive())
-    env.run()
+    with _without_garbage_collection():
+        env.run()
     engine.close()
     return log
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Leave out the search for cycles of references, a fifth of the time with a large prefix cache.
+
+    A simulation makes no cycles that grow with it: references alone free what it drops.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Engine:

@@ -43,6 +43,8 @@ class SpeculativeScheduler(Scheduler):
     Source: vllm/v1/core/sched/scheduler.py and async_scheduler.py.
     """
 
+    _pads = True
+
     def __init__(
         self,
         limits: SchedulerLimits,
@@ -122,7 +124,7 @@ class SpeculativeScheduler(Scheduler):
         if any(request.is_prefill_chunk for request, _, _ in running):
             return 0
         if rules.pads_without_decodes:
-            if 0 < self.limits.long_prefill_token_threshold <= num_drafts:
+            if rules.threshold_stops_padding and 0 < self.limits.long_prefill_token_threshold <= num_drafts:
                 return 0  # where vLLM fails an assertion of its own
             fits = cached + 1 + num_drafts + 1 <= most
             return num_drafts if fits and (running or cached) else 0

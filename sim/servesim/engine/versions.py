@@ -32,6 +32,8 @@ class Rules(NamedTuple):
     """Speculation: a request that starts with one token beside pure decodes is padded to their size."""
     pads_without_decodes: bool = False
     """The same when nothing else runs; and not where max_model_len leaves no room for the padding."""
+    threshold_stops_padding: bool = False
+    """Speculation: no padding where long_prefill_token_threshold is no more than the drafts."""
     hashes_lookahead: bool = False
     """EAGLE and MTP: a block's hash covers the next token too; before, the last hit block was dropped."""
     charges_draft_rows: bool = False
@@ -59,6 +61,17 @@ RULES: dict[EngineVersion, Rules] = {
         lookahead_at_admission=True,
         pads_new_decodes=True,
     ),
+    "0.32": Rules(
+        blank_blocks_first=True,
+        has_watermark=True,
+        self_preemption_continues=False,
+        victim_never_hides_next=True,
+        threshold_spares_lone_request=True,
+        lookahead_at_admission=True,
+        pads_new_decodes=True,
+        pads_without_decodes=True,
+        charges_draft_rows=True,
+    ),
     "0.33": Rules(
         blank_blocks_first=True,
         has_watermark=True,
@@ -68,6 +81,7 @@ RULES: dict[EngineVersion, Rules] = {
         lookahead_at_admission=True,
         pads_new_decodes=True,
         pads_without_decodes=True,
+        threshold_stops_padding=True,
         hashes_lookahead=True,
         charges_draft_rows=True,
         caches_verified_at_commit=True,

@@ -150,7 +150,11 @@ class KVCacheManager(Protocol[SequenceT]):
         ...
 
     def spans(self, sequence: SequenceT) -> list[tuple[int, int]]:
-        """Where the sequence's slots lie, as runs of (first slot, slots) in the order of its tokens."""
+        """(first slot, slots) of the runs of consecutive slots of a sequence, in the order of its tokens.
+
+        A first slot of -1 stands for slots that were given back. A paged manager knows them only when it
+        tracks block ids.
+        """
         ...
 
     def hole_sizes(self) -> list[int]:

@@ -194,6 +194,11 @@ class GroupedKVCache:
         """Runs of neighbouring blocks, group by group; needs track_ids."""
         return [span for ids in self.block_ids(sequence) for span in spans_of(ids, self.block_size)]
 
+    def cached_spans(self, sequence: GroupedSequence) -> list[tuple[int, int]]:
+        """Those that stay hit-able once the sequence has given them back; needs track_ids."""
+        groups = zip(self._groups, sequence, strict=True)
+        return [span for group, part in groups for span in group.cached_spans(part)]
+
     def hole_sizes(self) -> list[int]:
         """None: any free block serves."""
         return []

@@ -86,16 +86,16 @@ def first_copy(node: Node, block: int) -> Extent | None:
 
 
 def spans_of(ids: Iterable[int], block_size: int) -> list[tuple[int, int]]:
-    """Blocks of consecutive numbers as runs of (first slot, slots); the null block has no slots."""
+    """Blocks of consecutive numbers as runs of (first slot, slots); (-1, slots) for null blocks."""
     spans: list[tuple[int, int]] = []
-    end = -1
-    for number in filter(None, ids):
-        first = (number - 1) * block_size
-        if first == end:
+    end = 0
+    for number in ids:
+        first = (number - 1) * block_size if number else -1
+        if spans and (first == end if number else spans[-1][0] < 0):
             spans[-1] = (spans[-1][0], spans[-1][1] + block_size)
         else:
             spans.append((first, block_size))
-        end = first + block_size
+        end = first + block_size if number else -1
     return spans
 
 
@@ -418,6 +418,10 @@ class PagedKVCache:
     def spans(self, sequence: PagedSequence) -> list[tuple[int, int]]:
         """Runs of neighbouring blocks; needs track_ids."""
         return spans_of(self.block_ids(sequence), self.block_size)
+
+    def cached_spans(self, sequence: PagedSequence) -> list[tuple[int, int]]:
+        """Those that stay hit-able once the sequence has given them back; needs track_ids."""
+        return spans_of(self.block_ids(sequence)[: sequence.num_cached], self.block_size)
 
     def hole_sizes(self) -> list[int]:
         """None: any free block serves."""

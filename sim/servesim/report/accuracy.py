@@ -12,8 +12,10 @@ import numpy as np
 from servesim.analysis.coverage import Cell, Gap, cells_of, gaps_of, sorted_cells
 from servesim.analysis.figures import METRICS
 from servesim.analysis.validate import FITTED_TO, Finding, Validation
+from servesim.report.accuracy_steps import RUNS, SCHEDULES, STEPS, runs_table, schedules_table, steps_table
 from servesim.report.html import plain_page
 from servesim.report.sections import Table
+from servesim.report.shown import figure_value, signed_error, size_of_error
 
 __all__ = ["accuracy_html", "accuracy_json", "accuracy_markdown", "accuracy_text", "residuals_csv"]
 
@@ -35,6 +37,8 @@ class Section:
     title: str
     text: str
     table: Table
+    text_columns: int = 4
+    """Columns of words, to the left of those of numbers."""
 
 
 def accuracy_markdown(validations: Sequence[Validation]) -> str:
@@ -91,6 +95,8 @@ def accuracy_json(validations: Sequence[Validation]) -> str:
     findings = _findings(validations)
     plain = {
         "findings": [{**asdict(one), "error": one.error} for one in findings],
+        "steps": [asdict(each) for one in validations if one.stepwise for each in one.stepwise.steps],
+        "schedules": [asdict(each) for one in validations if one.stepwise for each in one.stepwise.schedules],
         "refusals": [asdict(refusal) for one in validations for refusal in one.refusals],
         "not_validated": [asdict(gap) for gap in gaps_of(findings)],
     }
@@ -102,6 +108,7 @@ def _sections(validations: Sequence[Validation]) -> list[Section]:
     return [
         _summary(validations),
         *_single_runs(validations),
+        *_with_steps(validations),
         _all_cells(findings),
         _refusals(validations),
         _recordings(validations),
@@ -145,9 +152,9 @@ def _summary(validations: Sequence[Validation]) -> Section:
                 METRICS[metric].label,
                 _yes(calibrated),
                 str(len(errors)),
-                _signed(float(np.mean(errors))),
-                _size(median),
-                _size(float(np.percentile(sizes, 90))),
+                signed_error(float(np.mean(errors))),
+                size_of_error(median),
+                size_of_error(float(np.percentile(sizes, 90))),
             )
             rows.append((median, row))
     worst_first = tuple(row for _, row in sorted(rows, key=lambda one: -one[0]))
@@ -173,9 +180,9 @@ def _single_runs(validations: Sequence[Validation]) -> Iterator[Section]:
                 METRICS[finding.metric].label,
                 finding.judged_on,
                 _yes(finding.calibrated),
-                _value(finding.metric, finding.real),
-                _value(finding.metric, finding.simulated),
-                _signed(finding.error),
+                figure_value(finding.metric, finding.real),
+                figure_value(finding.metric, finding.simulated),
+                signed_error(finding.error),
                 _range(finding.low, finding.high),
             )
             for finding in one.findings
@@ -184,6 +191,19 @@ def _single_runs(validations: Sequence[Validation]) -> Iterator[Section]:
         regime = one.findings[-1].regime
         text = f"{one.folder.meta.title}; {one.folder.meta.engine}; load: {regime}. {one.folder.meta.notes}"
         yield Section(one.folder.name, text, Table(one.folder.name, head, rows))
+
+
+def _with_steps(validations: Sequence[Validation]) -> Iterator[Section]:
+    """Recordings that hold every step: the schedules, the step times, then every recording's runs."""
+    recorded = [one for one in validations if one.stepwise is not None]
+    if not recorded:
+        return
+    yield Section("Schedules, step by step", SCHEDULES, schedules_table(recorded), text_columns=3)
+    yield Section("Step times", STEPS, steps_table(recorded))
+    for one in recorded:
+        meta = one.folder.meta
+        text = " ".join(part for part in (f"{meta.title}; {meta.engine}.", meta.notes, RUNS) if part)
+        yield Section(one.folder.name, text, runs_table(one))
 
 
 _CELL_HEAD = (
@@ -210,9 +230,12 @@ def _all_cells(findings: Sequence[Finding]) -> Section:
     return Section("All cells, the worst first", text, Table("All cells", _CELL_HEAD, tuple(rows)))
 
 
+_WHOLE = ("whole run", "other rows", "start-up")  # what calibration says already
+
+
 def _cell_row(cell: Cell) -> tuple[str, ...]:
     gpu = cell.gpu if cell.num_gpus == 1 else f"{cell.num_gpus} x {cell.gpu}"
-    part = f", {cell.judged_on}" if cell.judged_on in ("all requests", "second half", FITTED_TO) else ""
+    part = "" if cell.judged_on in _WHOLE else f", {cell.judged_on}"
     return (
         cell.source,
         gpu,
@@ -220,9 +243,9 @@ def _cell_row(cell: Cell) -> tuple[str, ...]:
         METRICS[cell.metric].label + part,
         _yes(cell.calibrated),
         str(len(cell.errors)),
-        _signed(cell.bias),
-        _size(cell.median),
-        _size(cell.p90),
+        signed_error(cell.bias),
+        size_of_error(cell.median),
+        size_of_error(cell.p90),
         _range(cell.low, cell.high),
     )
 
@@ -260,22 +283,8 @@ def _yes(calibrated: bool) -> str:
     return "yes" if calibrated else "no"
 
 
-def _signed(error: float) -> str:
-    return f"{error + 0.0:+.3f}"
-
-
-def _size(error: float) -> str:
-    return f"{error:.3f}"
-
-
 def _range(low: float, high: float) -> str:
     return "" if math.isnan(low) else f"{low + 0.0:.3f} to {high + 0.0:.3f}"
-
-
-def _value(metric: str, value: float) -> str:
-    if metric.endswith("_ms"):
-        return f"{value:,.1f} ms"
-    return f"{value:,.1f}/s" if "throughput" in metric else f"{value:,.2f}"
 
 
 def _aligned(table: Table) -> list[str]:

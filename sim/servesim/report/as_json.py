@@ -16,31 +16,31 @@ from servesim.analysis.summary import Speculation, Summary
 from servesim.report.expectations import expectations_json
 from servesim.report.words import memory_parts
 
-__all__ = ["comparison_json", "result", "to_json"]
+__all__ = ["comparison_json", "plain", "result", "to_json"]
 
 
-def to_json(summary: Summary, findings: Sequence[Finding] | None = None) -> str:
+def to_json(summary: Summary, findings: Sequence[Finding] | None = None, **more: Any) -> str:
     """The result object as text, keys always in the same order, with a line end.
 
-    ``findings``: expectations that were checked, to be told with it.
+    ``findings``: expectations that were checked, to be told with it; ``more`` keys come last.
     """
     told = {} if findings is None else {"expectations": expectations_json(findings)}
-    return _text({**result(summary), **told})
+    return _text({**result(summary), **told, **more})
 
 
-def comparison_json(a: Summary, b: Summary) -> str:
-    """Both results and the table of differences (``ratio`` is b / a) as text."""
+def comparison_json(a: Summary, b: Summary, **more: Any) -> str:
+    """Both results and the table of differences (``ratio`` is b / a) as text; ``more`` keys come last."""
     differences = [
         {"group": row.group, "label": row.label, "a": row.a, "b": row.b, "ratio": row.ratio}
         for row in compare_summaries(a, b)
     ]
-    return _text({"a": result(a), "b": result(b), "differences": differences})
+    return _text({"a": result(a), "b": result(b), "differences": differences, **more})
 
 
 def result(summary: Summary) -> dict[str, Any]:
     """The result object; a figure that does not exist (no sample, no SLO) is None, an infinite rate "inf"."""
     latencies = {"ttft": summary.ttft, "tpot": summary.tpot, "itl": summary.itl, "e2el": summary.e2el}
-    plain: dict[str, Any] = _plain(
+    figures: dict[str, Any] = plain(
         {
             "backend": "servesim",
             "label": summary.name,
@@ -65,7 +65,7 @@ def result(summary: Summary) -> dict[str, Any]:
             **_ours(summary),
         }
     )
-    return plain
+    return figures
 
 
 def _latency(name: str, of: Distribution) -> dict[str, float]:
@@ -104,6 +104,7 @@ def _ours(summary: Summary) -> dict[str, Any]:
             "mean_usage": kv.mean_usage,
             "peak_usage": kv.peak_usage,
             "sharing_factor": kv.sharing,
+            "saved_by_sharing": kv.saved_by_sharing,
             "classes_add_up_to_pool": kv.adds_up,
             "mean_share": kv.mean,
             "mean_share_in_queue": kv.in_queue,
@@ -127,16 +128,16 @@ def _ours(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN and no infinity: None and "inf" (as vLLM writes an infinite rate) stand for them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf"
     return value
 
 
 def _text(value: dict[str, Any]) -> str:
-    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"

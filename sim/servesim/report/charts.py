@@ -17,13 +17,24 @@ from servesim.analysis.timeline import KV_CLASSES
 from servesim.report.words import KV_LABELS, LATENCY_NAMES, MemoryPart
 from servesim.units import GIB
 
-__all__ = ["KV_COLOURS", "Figure", "kv_bars", "kv_over_time", "latency", "load", "memory_bar", "throughput"]
+__all__ = [
+    "KV_COLOURS",
+    "Figure",
+    "kv_bars",
+    "kv_over_time",
+    "latency",
+    "load",
+    "memory_bar",
+    "pool_bars",
+    "throughput",
+]
 
 Figure = dict[str, Any]
 Floats = NDArray[np.float64]
 
 # Okabe and Ito's palette, told apart by people of every colour vision.
 BLUE, SKY, ORANGE, VERMILLION, PURPLE = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7"
+DARK_GREY = "#5C6B73"
 PALE_GREEN, PALE_GREY = "rgba(0,158,115,0.6)", "rgba(140,148,158,0.22)"
 
 KV_COLOURS = {
@@ -32,6 +43,7 @@ KV_COLOURS = {
     "internal": ORANGE,
     "round_up": PURPLE,
     "holes": VERMILLION,
+    "watermark": DARK_GREY,
     "cached": PALE_GREEN,
     "free": PALE_GREY,
 }
@@ -176,11 +188,16 @@ def memory_bar(parts: Sequence[MemoryPart]) -> Figure:
 
 def kv_bars(named: Mapping[str, KvUse]) -> Figure:
     """Where each run's pool goes, as stacked bars: over the whole run, and while requests wait."""
+    return pool_bars({name: (kv.mean, kv.in_queue) for name, kv in named.items()})
+
+
+def pool_bars(named: Mapping[str, tuple[Mapping[str, float], Mapping[str, float]]]) -> Figure:
+    """The same from the two means themselves; NaN where there is none."""
     columns = [
-        (f"{name}<br>{when}", shares)
-        for when, of in (("whole run", "mean"), ("while requests wait", "in_queue"))
-        for name, kv in named.items()
-        if not np.isnan((shares := getattr(kv, of))["tokens"])
+        (f"{name}<br>{when}", shares[place])
+        for place, when in enumerate(("whole run", "while requests wait"))
+        for name, shares in named.items()
+        if not np.isnan(shares[place]["tokens"])
     ]
     data = [
         {

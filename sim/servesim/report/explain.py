@@ -11,7 +11,7 @@ from typing import Any
 from servesim.analysis.attribution import PARTS
 from servesim.analysis.explain import Explanation, Figures, Trial
 from servesim.report.charts import BLUE, ORANGE, PALE_GREY, PURPLE, SKY, VERMILLION, Figure
-from servesim.report.html import figures_page
+from servesim.report.html import figure_page
 from servesim.report.sections import Table
 from servesim.units import format_seconds, format_share
 
@@ -33,6 +33,7 @@ PART_LABELS = {
     "compute": "Decode: compute",
     "communication": "Decode: communication",
     "host": "Host",
+    "transfer": "Copying KV blocks",
     "preemption": "Preemption and recomputing",
     "batch": "Waiting for the end of the batch",
 }
@@ -48,6 +49,7 @@ _COLOURS = {
     "compute": "#c2b21d",
     "communication": "#7a4e1d",
     "host": "#444b52",
+    "transfer": "#a0522d",
     "preemption": ORANGE,
     "batch": PALE_GREY,
 }
@@ -246,7 +248,7 @@ def explanation_html(of: Explanation) -> str:
     """The explanation as one offline page."""
     matter, meaning, advice = CAUSE_WORDS[of.cause]
     head = ("", "P99 TTFT", "P99 TPOT", "P99 E2E", "Change")
-    return figures_page(
+    return figure_page(
         "explain.html.j2",
         {"parts": _bars(of)},
         title=f"Why P99 {of.metric.upper()} is {format_seconds(of.value_s)}",

@@ -72,7 +72,11 @@ def block_text(fit: KernelFit) -> str:
             continue
         lines.append(f"    {name}:{comments.get(name, '')}")
         lines += [f"      {key}: {_flow(values)}" for key, values in block[name].items()]
-    lines.append(f"    elementwise_launch_us: {block['elementwise_launch_us']:g} # estimate")
+    rate = block.get("elementwise_gb_per_s")
+    lines.append(
+        f"    elementwise_launch_us: {block['elementwise_launch_us']:g}{'' if rate else ' # estimate'}"
+    )
+    lines += [f"    elementwise_gb_per_s: {rate:g}"] if rate else []
     lines.append("    errors: # percent of |ln(law / measured)|; see docs/model.md")
     lines += [f"      {key}: {_flow(values)}" for key, values in block["errors"].items()]
     return "\n".join(lines) + "\n"

@@ -9,18 +9,23 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from servesim.analysis.fragmentation import fragmentation
+from servesim.analysis.lab import Entry
 from servesim.analysis.run import Run
 from servesim.analysis.series import latency_curves, time_series
 from servesim.analysis.summary import Summary
 from servesim.config.files import shipped
 from servesim.report import charts, sections
+from servesim.report.fragmentation import account_table, account_words, consequences
+from servesim.report.fragmentation_charts import bars
 from servesim.report.words import LATENCY_TITLES, memory_parts
 
-__all__ = ["comparison_html", "figures_page", "plain_page", "report_html", "study_page"]
+__all__ = ["comparison_html", "embedded", "figure_page", "plain_page", "report_html", "study_page"]
 
 
 def report_html(run: Run, summary: Summary) -> str:
     """The report of one run."""
+    account = fragmentation(run, summary)
     curves = latency_curves(run.log)
     series = time_series(run)
     figures = {
@@ -31,7 +36,7 @@ def report_html(run: Run, summary: Summary) -> str:
         figures["load"] = charts.load({summary.name: series})
         figures["kv"] = charts.kv_over_time(series, summary.kv, summary.memory.kv_cache_bytes)
     figures["memory"] = charts.memory_bar(memory_parts(summary.memory))
-    return _page(
+    return figure_page(
         "report.html.j2",
         figures,
         title=summary.name,
@@ -42,6 +47,8 @@ def report_html(run: Run, summary: Summary) -> str:
         latencies=sections.latencies(summary),
         slo=sections.slo(summary),
         kv_classes=sections.kv_classes(summary),
+        account=account_table(account) if account else None,
+        account_words=account_words(account) if account else "",
         memory=sections.memory(summary),
         configuration=sections.configuration(run),
         provenance=sections.provenance(run, summary),
@@ -66,13 +73,20 @@ def comparison_html(a: tuple[Run, Summary], b: tuple[Run, Summary]) -> str:
             figures[f"cdf-{metric}"] = charts.latency(metric, named, a[1].slo)
     if all(one.bin_s for one in series.values()):
         figures["load"] = charts.load(series)
+    entries = []
+    for name, (run, summary) in pairs.items():
+        account = fragmentation(run, summary, name)
+        entries += [Entry(run, summary, account, None)] if account else []
+    if entries:
+        figures["bars"] = bars([entry.account for entry in entries])
     figures["kv-bars"] = charts.kv_bars({name: summary.kv for name, (_, summary) in pairs.items()})
-    return _page(
+    return figure_page(
         "compare.html.j2",
         figures,
         title=f"{a[1].name} against {b[1].name}",
         runs=tuple((name, sections.subtitle(*pair), pair[1].warnings) for name, pair in pairs.items()),
         tables=sections.comparison_tables(a[1], b[1]),
+        fragmentation=consequences(entries) if entries else None,
         kv_tables=tuple((name, sections.kv_classes(summary)) for name, (_, summary) in pairs.items()),
         provenance=tuple((name, sections.provenance(*pair)) for name, pair in pairs.items()),
         changes=_changes(a[0], b[0]),
@@ -93,12 +107,7 @@ def _changes(a: Run, b: Run) -> sections.Table:
 
 def study_page(template: str, data: Mapping[str, Any], **values: Any) -> str:
     """A page whose script draws ``data`` itself, as the reader asks for it."""
-    return _page(template, {}, data=_embedded(data), **values)
-
-
-def figures_page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
-    """A page with charts that are drawn as it opens."""
-    return _page(template, figures, **values)
+    return figure_page(template, {}, data=embedded(data), **values)
 
 
 def plain_page(template: str, **values: Any) -> str:
@@ -106,12 +115,13 @@ def plain_page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(**values)
 
 
-def _page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
+def figure_page(template: str, figures: Mapping[str, charts.Figure], **values: Any) -> str:
+    """A page with Plotly figures, each drawn into the element of its name, and the values of its template."""
     return (
         _environment()
         .get_template(template)
         .render(
-            figures=_embedded(figures),
+            figures=embedded(figures),
             drawn=frozenset(figures),
             colours=charts.KV_COLOURS,
             plotly_js=get_plotlyjs(),
@@ -120,8 +130,8 @@ def _page(template: str, figures: Mapping[str, charts.Figure], **values: Any) ->
     )
 
 
-def _embedded(data: Any) -> str:
-    # "<" never appears in the data, so no text in it can end its script element.
+def embedded(data: Any) -> str:
+    """JSON for a script element: no "<" in it, so that no text of it can end the element."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from servesim.analysis.replications import Estimate, PairedEstimate, Replications
 from servesim.report.charts import BLUE, VERMILLION, Figure
-from servesim.report.html import figures_page
+from servesim.report.html import figure_page
 from servesim.report.replicated import replications_about, replications_notes
 from servesim.report.sections import Table
 from servesim.report.words import figure_text, percent
@@ -21,7 +21,7 @@ _STYLES = ({"color": BLUE, "width": 2}, {"color": VERMILLION, "width": 2, "dash"
 def replicated_html(found: Replications) -> str:
     """One scenario."""
     name = found.scenario.scenario.name
-    return figures_page(
+    return figure_page(
         "replicated.html.j2",
         _warm_ups({name: found}),
         over="servesim replications",
@@ -37,7 +37,7 @@ def paired_html(a: Replications, b: Replications, differences: Sequence[PairedEs
     """Two scenarios, the differences b - a."""
     names = [f"{letter}: {one.scenario.scenario.name}" for letter, one in (("A", a), ("B", b))]
     notes = dict.fromkeys(note for one in (a, b) for note in replications_notes(one) if "Wide" not in note)
-    return figures_page(
+    return figure_page(
         "replicated.html.j2",
         {"differences": _forest(differences), **_warm_ups(dict(zip(names, (a, b), strict=True)))},
         over="servesim comparison",

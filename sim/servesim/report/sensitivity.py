@@ -13,7 +13,7 @@ import numpy as np
 from servesim.analysis.intervals import LEVEL, Interval
 from servesim.analysis.quantities import QUANTITIES
 from servesim.analysis.sensitivity import Effect, Odds, Sensitivity
-from servesim.report.html import figures_page
+from servesim.report.html import figure_page
 from servesim.report.replicated import interval_json, replications_about, replications_notes
 from servesim.report.sections import Table
 from servesim.report.tornado import tornado
@@ -92,7 +92,7 @@ def sensitivity_html(of: Sensitivity, keys: Sequence[str] = ()) -> str:
     ]
     source_rows = tuple((QUANTITIES[key].label, *_source_cells(of, key)) for key in shown)
     odds = of.odds()
-    return figures_page(
+    return figure_page(
         "sensitivity.html.j2",
         figures,
         title=f"{of.base.scenario.scenario.name}: sensitivity",

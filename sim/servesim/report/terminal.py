@@ -12,7 +12,15 @@ from servesim.analysis.comparison import Difference, compare_summaries
 from servesim.analysis.distribution import Distribution
 from servesim.analysis.summary import Speculation, Summary
 from servesim.analysis.timeline import KV_CLASSES
-from servesim.report.words import KV_LABELS, LATENCY_TITLES, change, figure_text, memory_parts, verdict
+from servesim.report.words import (
+    KV_LABELS,
+    LATENCY_TITLES,
+    MOVES,
+    change,
+    figure_text,
+    memory_parts,
+    verdict,
+)
 from servesim.units import GIB, format_share
 
 __all__ = ["comparison_text", "result_text", "warnings_text"]
@@ -112,6 +120,8 @@ def _engine(summary: Summary) -> Iterator[str]:
     yield _line("Mean step time (ms):", load.mean_step_s * 1e3)
     yield _line("Mean tokens per step:", load.mean_step_tokens)
     yield _line("Preemptions:", load.preemptions)
+    for name, count in load.blocks_moved.items():
+        yield _line(MOVES[name], count)
     if load.prefix_cache_queries:
         yield _line("Prefix cache hit rate (%):", load.prefix_cache_hit_rate * 100)
 
@@ -126,6 +136,7 @@ def _kv_pool(summary: Summary) -> Iterator[str]:
     yield _line("KV use, peak (%):", kv.peak_usage * 100)
     if kv.sharing > 1:
         yield _line("Sharing factor:", kv.sharing)
+        yield _line("Blocks saved by sharing (%):", 100 * kv.saved_by_sharing)
     yield _head(" Where the pool goes ", "-")
     yield f"{'':<20}{'mean GiB':>10}{'mean %':>8}{'% in queue':>12}"
     for name in KV_CLASSES:

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from servesim.cost.memory import MemoryBudget
 
 __all__ = [
+    "FRAGMENT_LABELS",
     "KV_LABELS",
     "KV_MEANINGS",
     "LATENCY_NAMES",
     "LATENCY_TITLES",
+    "MOVES",
     "MemoryPart",
     "change",
     "figure_text",
@@ -24,6 +26,14 @@ __all__ = [
     "percent",
     "verdict",
 ]
+
+MOVES = {
+    "swapped_out_blocks": "Blocks swapped out:",
+    "swapped_in_blocks": "Blocks swapped in:",
+    "preemptions_recomputed": "Preemptions that recomputed:",
+    "copied_blocks": "Blocks copied on write:",
+}
+"""Labels of Load.blocks_moved."""
 
 KV_LABELS = {
     "tokens": "Token states",
@@ -44,6 +54,8 @@ KV_MEANINGS = {
     "cached": "prefix cache that no live request uses; given up on demand",
     "free": "never used, or given back",
 }
+
+FRAGMENT_LABELS = {**KV_LABELS, "watermark": "Watermark"}
 
 LATENCY_TITLES = {
     "ttft": "Time to First Token",

@@ -13,6 +13,7 @@ from servesim.workload.lengths import drawn_lengths, recorded_lengths
 from servesim.workload.prefixes import SharedPrefixes
 from servesim.workload.recorded import kept_rows, recorded_workload
 from servesim.workload.request import Workload
+from servesim.workload.samples import Samples
 from servesim.workload.streams import Column, Stream
 from servesim.workload.synthetic import SyntheticWorkload
 from servesim.workload.traces import read_lengths
@@ -25,6 +26,14 @@ def build_workload(config: WorkloadConfig, seed: int, find_file: Callable[[str],
 
     Raises TraceError for a file that cannot be used or of which nothing is kept.
     """
+    workload = _requests(config, seed, find_file)
+    if config.sampling is not None and config.forks is None:
+        return Samples(workload, config.sampling.n)
+    return workload
+
+
+def _requests(config: WorkloadConfig, seed: int, find_file: Callable[[str], Path]) -> Workload:
+    """The requests, before any is sampled more than once."""
     if isinstance(config.trace, TimedTrace):
         return recorded_workload(config.trace, find_file(config.trace.file), seed)
     arrivals, sessions = config.arrivals, config.sessions

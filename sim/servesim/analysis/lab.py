@@ -1,0 +1,186 @@
+"""The fragmentation lab: several allocators on the same requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import get_args
+
+from servesim.analysis.fragmentation import Fragmentation, average, fragmentation
+from servesim.analysis.memory_map import MemoryMap, busiest_stretch, map_memory
+from servesim.analysis.metrics import summarise
+from servesim.analysis.run import Run
+from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.slo_capacity import Capacity, find_capacity
+from servesim.analysis.summary import Summary
+from servesim.config.load import load_scenario
+from servesim.config.scenario import EngineConfig
+from servesim.errors import ConfigError, Problem, ServesimError
+
+__all__ = ["BLOCK_SIZES", "BlockSize", "Entry", "Lab", "allocator_names", "run_lab"]
+
+BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One allocator: its run (of the first seed), its account, and the capacity if it was asked for."""
+
+    run: Run
+    summary: Summary
+    account: Fragmentation
+    capacity: Capacity | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSize:
+    """One point of the block-size sweep; everything is of the time in which memory is short."""
+
+    block_size: int
+    num_blocks: int
+    blocks_per_table: int
+    """Entries of the block table of a request of max_model_len."""
+    empty_slots: float
+    """Mean empty slots of a running request."""
+    predicted_empty_slots: float
+    """From the lengths, by closed form."""
+    uniform_empty_slots: float
+    """(B - 1) / 2, where the ends of the requests fall anywhere in a block."""
+    lost: float
+    running: float
+    request_throughput: float
+    hit_rate: float
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """All that the fragmentation report shows."""
+
+    entries: tuple[Entry, ...]
+    maps: tuple[MemoryMap, ...]
+    block_sizes: tuple[BlockSize, ...]
+
+
+def allocator_names() -> tuple[str, ...]:
+    """Every allocator that a scenario can name."""
+    return get_args(EngineConfig.model_fields["allocator"].annotation)
+
+
+def run_lab(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    allocators: Sequence[str] = (),
+    replications: int = 1,
+    block_sizes: Sequence[int] = BLOCK_SIZES,
+    capacity: bool = False,
+    maps: bool = True,
+    on_run: Callable[[str], None] = lambda what: None,
+) -> Lab:
+    """Serve the scenario's requests with every allocator; ``on_run(what)`` is called before each simulation.
+
+    An allocator is a name, a name with other settings of the engine (``paged+block_size=32``), or another
+    scenario. Raises ConfigError for one that cannot be had.
+    """
+    settings = {name: variant(source, overrides, name) for name in dict.fromkeys(allocators)}
+    for each in settings.values():
+        prepare(load_scenario(*each))  # complain before anything is simulated
+    settings = settings or _possible(source, overrides)
+    entries = []
+    for name, each in settings.items():
+        entries.append(_entry(*each, name, replications, capacity, on_run))
+    stretch = busiest_stretch([entry.run for entry in entries]) if maps else (0.0, 0.0)
+    drawn = []
+    if stretch[1] > stretch[0]:
+        for name, each in settings.items():
+            on_run(f"{name}, memory map")
+            drawn.append(map_memory(prepare(load_scenario(*each)), name, *stretch))
+    swept = []
+    for block_size in block_sizes:
+        on_run(f"block size {block_size}")
+        swept.append(_block_size(*variant(source, overrides, "paged"), block_size))
+    return Lab(tuple(entries), tuple(drawn), tuple(swept))
+
+
+def _possible(source: str, overrides: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """Every allocator that the scenario can have; raises ServesimError when it is wrong with any."""
+    prepare(load_scenario(source, overrides))
+    found = {}
+    for name in allocator_names():
+        with suppress(ServesimError):
+            each = variant(source, overrides, name)
+            prepare(load_scenario(*each))
+            found[name] = each
+    return found
+
+
+def variant(source: str, overrides: Sequence[str], allocator: str) -> tuple[str, list[str]]:
+    """The scenario that an entry means, and the overrides that make it use the allocator.
+
+    What goes with the other kind of allocator only is taken back.
+    """
+    name, *settings = allocator.split("+")
+    if not name or not all("=" in setting for setting in settings):
+        problem = Problem(
+            "an allocator is a name, with +KEY=VALUE for each setting of the engine that goes with it",
+            path="--allocators",
+            got=allocator,
+            hint=f"names: {', '.join(allocator_names())}; or another scenario",
+        )
+        raise ConfigError(problem)
+    own = [f"engine.{setting}" for setting in settings]
+    if name not in allocator_names():
+        return name, [*overrides, *own]
+    plain = ["contiguous_fit=first"] if name == "paged" else ["enable_prefix_caching=false", "watermark=0"]
+    return source, [*overrides, *(f"engine.{setting}" for setting in plain), f"engine.allocator={name}", *own]
+
+
+def _entry(
+    source: str,
+    overrides: list[str],
+    name: str,
+    replications: int,
+    capacity: bool,
+    on_run: Callable[[str], None],
+) -> Entry:
+    loaded = load_scenario(source, overrides)
+    runs, accounts = [], []
+    for seed in range(loaded.scenario.seed, loaded.scenario.seed + replications):
+        on_run(name if replications == 1 else f"{name}, seed {seed}")
+        runs.append(run_prepared(prepare(load_scenario(source, [*overrides, f"seed={seed}"]))))
+        account = fragmentation(runs[-1], name=name)
+        if account is None:
+            problem = Problem(
+                "no request was ever scheduled", file=source, next_step="raise engine.max_model_len"
+            )
+            raise ConfigError(problem)
+        accounts.append(account)
+    found = None
+    if capacity:
+        found = find_capacity(source, overrides, lambda: on_run(f"{name}, capacity"))
+    return Entry(runs[0], summarise(runs[0]), average(accounts), found)
+
+
+def _block_size(source: str, overrides: list[str], block_size: int) -> BlockSize:
+    run = run_prepared(prepare(load_scenario(source, [*overrides, f"engine.block_size={block_size}"])))
+    summary = summarise(run)
+    account = fragmentation(run, summary)
+    assert account is not None
+    shares, pool, predicted = account.pressed, account.identity.pool_slots, account.predicted
+    empty = (shares.of["reserved"].mean + shares.of["internal"].mean) * pool
+    assert run.scenario.engine.max_model_len is not None
+    return BlockSize(
+        block_size=block_size,
+        num_blocks=run.memory.num_gpu_blocks - 1,
+        blocks_per_table=-(-run.scenario.engine.max_model_len // block_size),
+        empty_slots=empty / account.pressed_running if account.pressed_running else float("nan"),
+        predicted_empty_slots=predicted.reserved + predicted.internal if predicted else float("nan"),
+        uniform_empty_slots=(block_size - 1) / 2,
+        lost=shares.lost,
+        running=account.pressed_running,
+        request_throughput=summary.request_throughput,
+        hit_rate=summary.load.prefix_cache_hit_rate,
+        preemptions=summary.load.preemptions,
+    )

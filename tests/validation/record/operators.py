@@ -1,0 +1,89 @@
+"""Times of single operators of a model on a CPU, from the modules of a running engine.
+
+On a CPU a module's call is its time, so every product and every attention can be timed where it runs. The
+rows have the columns of hardware/measurements; `servesim fit` makes a hardware file's efficiency of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["OperatorTimes"]
+
+Key = tuple[Any, ...]
+_PER_LAYER = {"RMSNorm": 2, "RotaryEmbedding": 1, "SiluAndMul": 1}
+_MOVED = {"RMSNorm": 4, "RotaryEmbedding": 2, "SiluAndMul": 1.5}
+"""Values read and written per value of the input: a norm also adds the residual, the activation halves."""
+
+
+class OperatorTimes:
+    """While open, collects how long every module of interest takes."""
+
+    def __init__(self, model: Any, vllm: str) -> None:
+        self._model, self._vllm = model, vllm
+        self._hooks: list[Any] = []
+        self._times: defaultdict[Key, list[float]] = defaultdict(list)
+        self._begin_s = 0.0
+        self.batch: tuple[int, int, bool] = (0, 0, True)
+        self.on = True
+
+    def __enter__(self) -> OperatorTimes:
+        for module in self._model.modules():
+            kind = type(module).__name__
+            if kind.endswith(("Linear", "LogitsProcessor", *_PER_LAYER)) or kind == "Attention":
+                self._hooks.append(module.register_forward_pre_hook(self._before))
+                self._hooks.append(module.register_forward_hook(self._after))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, module: Any, inputs: Any) -> None:
+        self._begin_s = time.thread_time()
+
+    def _after(self, module: Any, inputs: Any, output: Any) -> None:
+        seconds = time.thread_time() - self._begin_s
+        if self.on:
+            self._times[self._key(module, inputs)].append(seconds)
+
+    def _key(self, module: Any, inputs: Any) -> Key:
+        kind = type(module).__name__
+        batch, context, decoding = self.batch
+        if kind == "Attention":
+            op = "generation_attention" if decoding else "context_attention"
+            return op, batch, context, module.num_heads, module.num_kv_heads, module.head_size
+        if kind.endswith("LogitsProcessor"):
+            head, hidden = inputs[0], inputs[1]
+            return "gemm", hidden.shape[0], head.weight.shape[0], head.weight.shape[1]
+        if kind.endswith("Linear"):
+            out, inner = module.output_size, module.input_size
+            return "gemm", inputs[0].shape[0], out, inner
+        name = next(each for each in _PER_LAYER if kind.endswith(each))
+        values = inputs[1:3] if name == "RotaryEmbedding" else inputs[:1]  # positions, query, key
+        return "elementwise", name, inputs[0].shape[0], sum(each.shape[-1] for each in values)
+
+    def rows(self) -> Iterator[list[object]]:
+        """The median time of every operator and size, as rows of kernels.csv."""
+        medians = {key: 1e6 * statistics.median(times) for key, times in self._times.items()}
+        moving: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
+        for (op, *sizes), latency_us in medians.items():
+            if op == "gemm":
+                yield self._row(op, ["", *sizes, "", "", "", "", "", "", ""], "torch", latency_us)
+            elif op == "elementwise":
+                kind, rows, width = sizes
+                count = _PER_LAYER[kind]
+                moving[rows] += [(rows * width * _MOVED[kind], latency_us)] * count
+            else:
+                yield self._row(op, ["bfloat16", "", "", "", *sizes, "", ""], "cpu_attn", latency_us)
+        for rows, kernels in moving.items():  # the law knows the kernels of a layer by their mean
+            elements, latency_us = (sum(column) / len(kernels) for column in zip(*kernels, strict=True))
+            sizes = ["", rows, "", "", "", "", "", "", "", "", round(elements)]
+            yield self._row("elementwise", sizes, "mean of a layer", latency_us)
+
+    def _row(self, op: str, sizes: list[object], kernel: str, latency_us: float) -> list[object]:
+        return ["cpu-core", "vllm", self._vllm, op, "bfloat16", *sizes, kernel, f"{latency_us:.2f}"]

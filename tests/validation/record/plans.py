@@ -1,0 +1,158 @@
+"""What to record, on which shapes, with which settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from record.arrivals import Ask, Lengths, poisson
+from record.shapes import SHAPES
+
+__all__ = ["PLANS", "Grid", "Job", "Online"]
+
+
+@dataclass(frozen=True)
+class Online:
+    """Poisson arrivals at ``shares`` of the capacity that a burst of the same requests shows."""
+
+    tag: str
+    seed: int
+    count: int
+    prompt: Lengths
+    output: Lengths
+    shares: tuple[float, ...] = (0.3, 0.6, 0.85, 1.5)
+    groups: int = 0
+    prefix: int = 0
+    capacity_of: str = ""
+    """Group of the burst that gives the capacity, when it is that of another job."""
+
+    def asks(self, rate: float, seed: int) -> list[Ask]:
+        """The requests."""
+        return poisson(seed, self.count, rate, self.prompt, self.output, self.groups, self.prefix)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Prompts by length, decodes by batch and context, and (on a CPU) the times of single operators."""
+
+    lengths: tuple[int, ...]
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    steps: int = 16
+    most_tokens: int = 150_000
+    operator_lengths: tuple[int, ...] = ()
+    """Prompts whose operators are timed one by one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine: a shape, its settings, and what it does."""
+
+    shape: str
+    settings: dict[str, Any]
+    grid: Grid | None = None
+    onlines: tuple[Online, ...] = ()
+    prefix: str = ""
+    """Of the names of its runs, where a folder has several jobs."""
+    overrides: tuple[str, ...] = ()
+    """What differs from the folder's scenario, as ``servesim --set`` takes it."""
+    repeats: int = 3
+    limit_s: float = 420.0
+    clock: str = "wall"
+
+    @property
+    def vocab(self) -> int:
+        """Size of the vocabulary."""
+        return int(SHAPES[self.shape]["vocab_size"])
+
+    def changed(
+        self, prefix: str, overrides: tuple[str, ...], onlines: tuple[Online, ...], **settings: Any
+    ) -> Job:
+        """The same shape with other settings, in the same folder."""
+        merged = {**self.settings, **settings}
+        return replace(self, settings=merged, grid=None, onlines=onlines, prefix=prefix, overrides=overrides)
+
+
+_CPU = {
+    "max_model_len": 2048, "max_num_seqs": 32, "max_num_batched_tokens": 512, "block_size": 32,
+    "enable_prefix_caching": True, "enable_chunked_prefill": True, "async_scheduling": False,
+    "enforce_eager": True, "kv_cache_memory_bytes": 2**29,
+}  # fmt: skip
+_CPU_CHAT = Online("chat", 1, 80, Lengths(120, 0.7, 16, 900), Lengths(40, 0.6, 4, 160))
+_WALL = replace(_CPU_CHAT, shares=(0.6,), capacity_of="chat-burst")
+# Sizes between the powers of two too, as batches have them: kernels are not equally good at all of them.
+_CPU_LENGTHS = (16, 24, 32, 48, 64, 100, 128, 160, 200, 256, 300, 350, 400, 450, 512)
+_CPU_GRID = Grid(
+    (*_CPU_LENGTHS, 1024), (1, 2, 4, 8, 16, 32), (32, 256, 1024), 14, 8200, operator_lengths=_CPU_LENGTHS
+)
+
+
+def _cpu(shape: str) -> Job:
+    return Job(shape, dict(_CPU), _CPU_GRID, (_CPU_CHAT,), clock="cpu")
+
+
+def _features(base: Job, chat: Online, shared: Online, budget: int, blocks: int) -> list[Job]:
+    """Prefix caching on and off, whole prompts within a ``budget`` of tokens, a pool of few ``blocks``."""
+    return [
+        base.changed("prefix-on-", (), (shared,)),
+        base.changed(
+            "prefix-off-", ("engine.enable_prefix_caching=false",),
+            (replace(shared, capacity_of="prefix-on-shared-burst"),),
+            enable_prefix_caching=False,
+        ),
+        base.changed(
+            "no-chunks-",
+            ("engine.enable_chunked_prefill=false", f"engine.max_num_batched_tokens={budget}"),
+            (chat,), enable_chunked_prefill=False, max_num_batched_tokens=budget,
+        ),
+        base.changed(
+            "small-kv-", (f"engine.num_gpu_blocks_override={blocks}",),
+            (chat,), num_gpu_blocks_override=blocks,
+        ),
+    ]  # fmt: skip
+
+
+def _speculation(base: Job, chat: Online) -> list[Job]:
+    """N-gram drafting: with random weights the accepted share means nothing, the steps do."""
+    overrides = (
+        "engine.speculative.method=ngram", "engine.speculative.num_speculative_tokens=4",
+        "engine.speculative.acceptance.law=iid", "engine.speculative.acceptance.rate=0",
+    )  # fmt: skip
+    drafting = {
+        "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2,
+    }  # fmt: skip
+    return [base.changed("ngram-", overrides, (chat,), speculative_config=drafting)]
+
+
+_CPU_SHORT = Online("chat", 1, 60, Lengths(120, 0.7, 16, 480), Lengths(60, 0.6, 4, 160), (0.85,))
+_CPU_SHARED = Online("shared", 5, 60, Lengths(60, 0.6, 8, 300), Lengths(30, 0.5, 4, 80), (0.6,), 6, 256)
+_CHAT = Online("chat", 1, 400, Lengths(400, 0.9, 16, 3000), Lengths(180, 0.7, 8, 800))
+_DOCS = Online("docs", 3, 150, Lengths(3000, 0.5, 500, 7500), Lengths(120, 0.5, 8, 400), (0.6,))
+_BUSY = replace(_CHAT, shares=(0.85,))
+_SHARED = replace(_CHAT, tag="shared", seed=5, shares=(0.6,), groups=8, prefix=1536)
+_GRID = Grid(
+    (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256),
+    (128, 512, 1024, 2048, 4096, 8192), 24,
+)  # fmt: skip
+
+
+def _gpu(shape: str, *, onlines: tuple[Online, ...] = (_CHAT,), **settings: Any) -> Job:
+    return Job(shape, {"max_model_len": 16384, **settings}, _GRID, onlines)
+
+
+_GPU_3B = _gpu("llama-3b", max_model_len=8192, max_num_batched_tokens=2048)
+_CPU_SHAPES = ("llama-c57m", "llama-c127m", "llama-c87m")
+PLANS: dict[str, list[Job]] = {
+    "cpu": [_cpu(shape) for shape in _CPU_SHAPES],
+    "cpu-features": _features(_cpu("llama-c87m"), _CPU_SHORT, _CPU_SHARED, budget=2048, blocks=66),
+    # The same trace on the clock of the wall: is the CPU clock the same on a quiet machine?
+    "cpu-wall": [replace(_cpu("llama-c57m").changed("wall-", (), (_WALL,)), clock="wall")],
+    "cpu-moe": [_cpu("moe-c130m")],
+    # On one 80 GB GPU.
+    "gpu-shake": [_gpu("llama-1b")],
+    "gpu-main": [_gpu("llama-8b", onlines=(_CHAT, _DOCS))],
+    "gpu-features": _features(_GPU_3B, _BUSY, _SHARED, budget=8192, blocks=2500),
+    "gpu-speculation": _speculation(_GPU_3B, _BUSY),
+    "gpu-moe": [_gpu("moe-15b")],
+}
+"""Lists of jobs by name; jobs of one shape share a folder."""

@@ -1,0 +1,171 @@
+"""The recorder, with a stand-in for vLLM: what it writes is whole, repeats itself, replays without code."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from record.arrivals import Lengths, burst, poisson, prompt_ids
+from record.folder import Folder
+from record.plans import PLANS, Grid, Job, Online
+from record.session import RunClock, Session
+from record.shapes import SHAPES, hf_config
+from record.stand_in import StandIn
+from record.start import start_folder
+
+from servesim.analysis.recorded import read_folder
+from servesim.analysis.validate import validate_folder
+from servesim.config.load import read_yaml
+from servesim.config.profiles import load_model
+
+HERE = Path(__file__).parent
+CPU_CORE = HERE.parents[1] / "reports" / "validation" / "hardware" / "cpu-core.yaml"
+SETTINGS = {
+    "max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 64, "block_size": 16,
+    "enable_prefix_caching": True, "enable_chunked_prefill": True, "async_scheduling": False,
+    "num_gpu_blocks_override": 40,
+}  # fmt: skip
+CHAT = Online("chat", 1, 12, Lengths(60, 0.5, 8, 120), Lengths(30, 0.5, 4, 60), (0.6, 1.5), 2, 32)
+JOB = Job("llama-c57m", SETTINGS, Grid((16, 100), (1, 4), (32,), 6), (CHAT,), repeats=2)
+
+
+def record(path, job=JOB, repeat=0, seconds=60.0):
+    """One job of a plan on the stand-in."""
+    folder, engine = Folder(path), StandIn(job)
+    folder.expand()
+    start_folder(folder, job, engine, str(CPU_CORE))
+    session = Session(engine, engine.clock, folder, job, time.time() + seconds)
+    session.warm_up()
+    if job.grid is not None:
+        session.grid(job.grid, repeat)
+    for online in job.onlines:
+        session.online(online, repeat)
+    folder.compress()
+    return folder
+
+
+def names(folder):
+    return [run["run"] for run in folder.runs()]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "cpu-core-stand-in-llama-c57m"
+    for repeat in range(2):
+        folder = record(path, repeat=repeat)
+    return folder
+
+
+def test_what_is_recorded_replays_without_a_difference(recording):
+    found = validate_folder(read_folder(recording.path))
+    schedules = {check.load: check for check in found.stepwise.schedules}
+    assert set(schedules) == {"grid", "burst", "60 %", "150 %"}
+    assert all(not check.differences for check in schedules.values())
+    assert sum(check.preemptions for check in schedules.values()) > 0, (
+        "the pool is too large to test anything"
+    )
+    assert any(one.metric == "prefix_hit_tokens" for one in found.findings)
+
+
+def test_repeats_of_the_stand_in_differ_in_nothing(recording):
+    found = validate_folder(read_folder(recording.path))
+    timed = [one for one in found.findings if one.row.startswith("chat")]
+    assert {one.repeats for one in timed} == {2}
+    assert max(one.noise for one in timed) < 1e-6
+
+
+def test_a_second_recording_adds_only_what_is_missing(recording):
+    before = names(recording)
+    record(recording.path, repeat=1)
+    assert names(recording) == before
+    assert len(set(before)) == len(before)
+
+
+def test_a_recorder_out_of_time_leaves_whole_runs_only(tmp_path):
+    assert names(record(tmp_path / "none", seconds=0.0)) == []
+    slow = replace(JOB, grid=None)
+    folder, engine = Folder(tmp_path / "cut"), StandIn(slow)
+    session = Session(engine, engine.clock, folder, slow, time.time() + 5.3)
+    engine.step = lambda: time.sleep(0.5) or StandIn.step(engine)
+    session.online(CHAT, 0)
+    assert names(folder) == []
+    assert not (folder.path / "steps.csv").exists()
+
+
+def test_arrivals_follow_the_seed_and_keep_their_order_at_any_rate():
+    lengths = (Lengths(60, 0.5, 8, 120), Lengths(30, 0.5, 4, 60))
+    slow, fast = (poisson(7, 50, rate, *lengths, groups=3, prefix=16) for rate in (1.0, 4.0))
+    assert slow == poisson(7, 50, 1.0, *lengths, groups=3, prefix=16)
+    assert [ask._replace(arrival_s=0.0) for ask in slow] == burst(fast)
+    assert fast[-1].arrival_s == pytest.approx(slow[-1].arrival_s / 4, abs=1e-5)
+    alike = [index for index, ask in enumerate(slow) if ask.prefix_group == slow[0].prefix_group]
+    first, second = (prompt_ids("a", index, slow[index], 1000) for index in alike[:2])
+    assert first[:16] == second[:16]
+    assert first[16:24] != second[16:24]
+    assert len(first) == slow[0].prompt_tokens
+
+
+def test_a_cpu_clock_jumps_over_idle_time_and_never_stops_short():
+    now_s = 0.1
+    clock = RunClock(lambda: now_s, waits=False)
+    clock.skip(0.7 - clock())
+    assert 0.7 <= clock() < 0.7 + 1e-6
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_descriptions_of_a_shape_agree(name, tmp_path):
+    from record.shapes import model_yaml
+
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(model_yaml(name))
+    model, config = load_model(str(path)), hf_config(name)
+    assert (model.num_layers, model.hidden_size) == (config["num_hidden_layers"], config["hidden_size"])
+    assert (model.num_kv_heads, model.head_dim) == (config["num_key_value_heads"], config["head_dim"])
+    assert model.vocab_size == config["vocab_size"]
+    assert (model.moe is not None) is ("num_experts" in config)
+
+
+def test_every_plan_names_shapes_that_exist_and_tells_its_jobs_apart():
+    for jobs in PLANS.values():
+        for job in jobs:
+            assert job.shape in SHAPES
+        assert len({(job.shape, job.prefix) for job in jobs}) == len(jobs), "two jobs would share their runs"
+    assert {"cpu", "cpu-features", "gpu-main", "gpu-features", "gpu-moe"} <= set(PLANS)
+
+
+def test_steps_with_speculation_are_refused_by_name(tmp_path):
+    (job,) = PLANS["gpu-speculation"]
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    record(path, replace(JOB, grid=None, prefix=job.prefix, overrides=job.overrides))
+    found = validate_folder(read_folder(path))
+    assert {refusal.row for refusal in found.refusals} == {
+        "ngram-chat-burst",
+        "ngram-chat-60",
+        "ngram-chat-150",
+    }
+    assert all("speculation" in refusal.reason for refusal in found.refusals)
+    assert found.stepwise.schedules == ()
+
+
+def test_the_command_records_within_its_budget(tmp_path):
+    """One job fits into the budget, the others are named as left out."""
+    command = [sys.executable, "-m", "record", "--plan", "cpu-features", "--fake", "--gpu", str(CPU_CORE)]
+    command += ["--out", str(tmp_path), "--budget-s", "31"]
+    paths = os.pathsep.join([str(HERE), *(path for path in sys.path if path)])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
+    )
+    assert "prefix-on- repeat 1: 0" in done.stdout
+    assert "no time left" in done.stdout
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "cpu-core-stand-in-llama-c87m"
+    assert (folder / "steps.csv.gz").is_file()
+    assert read_yaml(folder / "scenario.yaml")["model"] == "llama-c87m"
+    with (folder / "runs.csv").open(newline="") as file:
+        assert {row["load"] for row in csv.DictReader(file)} >= {"burst, prefix-on", "60 %, prefix-on"}

@@ -1,0 +1,139 @@
+"""Recordings with every step: the schedules are vLLM's, and a calibration carries to other models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from servesim import api
+from servesim.analysis.calibrate import calibrate_folder
+from servesim.analysis.recorded import find_folders, read_folder
+from servesim.analysis.schedule_replay import replay_schedule
+from servesim.analysis.simulation import prepare
+from servesim.analysis.validate import validate_folder
+from servesim.analysis.validate_steps import ANOTHER_MODEL, OTHER_RUNS
+from servesim.config.engine_profile import load_engine_profile
+from servesim.report.fitted import block_text
+
+VALIDATION = Path(__file__).parents[2] / "reports" / "validation"
+HARDWARE = VALIDATION / "hardware" / "cpu-core.yaml"
+STEPWISE = [path for path in find_folders([VALIDATION / "runs"]) if (path / "runs.csv").is_file()]
+FITTED = VALIDATION / "runs" / "cpu-core-vllm-0.32-llama-c87m"
+OTHERS = [VALIDATION / "runs" / f"cpu-core-vllm-0.32-{name}" for name in ("llama-c57m", "llama-c127m")]
+LIMITS = {"mean_ttft_ms": 0.15, "mean_tpot_ms": 0.10, "mean_e2el_ms": 0.10}
+UP_TO_85 = ("30 %", "60 %", "85 %")
+
+
+@cache
+def validated(folder):
+    return validate_folder(read_folder(folder))
+
+
+def calibrated(folder, *loads):
+    return [one for one in validated(folder).findings if one.calibrated and one.load in loads]
+
+
+def within(one, limit):
+    """Within the limit, or within twice what real repeats differ by."""
+    return abs(one.error) <= max(limit, 0.0 if math.isnan(one.noise) else 2 * one.noise)
+
+
+@pytest.mark.parametrize("folder", STEPWISE, ids=lambda path: path.name)
+def test_every_recorded_step_is_scheduled_as_vllm_did(folder):
+    """Order, tokens, preemptions, running, waiting, blocks, evictions, finished: with arrivals by step."""
+    checks = validated(folder).stepwise.schedules
+    recorded = read_folder(folder).stepwise.runs
+    assert sum(check.runs for check in checks) == len(recorded)
+    assert sum(check.steps for check in checks) == sum(len(run.steps) for run in recorded)
+    assert [text for check in checks for text in check.differences] == []
+
+
+def test_the_recordings_have_what_makes_schedules_differ():
+    checks = [check for folder in STEPWISE for check in validated(folder).stepwise.schedules]
+    assert sum(check.steps for check in checks) > 30_000
+    assert sum(check.preemptions for check in checks) > 50
+    loads = {check.load for check in checks}
+    assert {"60 %, prefix-on", "60 %, prefix-off", "85 %, no-chunks", "85 %, small-kv", "150 %"} <= loads
+
+
+def test_a_schedule_that_differs_is_told_by_its_step():
+    run = next(run for run in read_folder(FITTED).stepwise.runs if run.group == "small-kv-chat-burst")
+    prepared = prepare(run.load_scenario(), run.workload())
+    assert replay_schedule(run, prepared).difference == ""
+    larger = replace(prepared, memory=replace(prepared.memory, num_gpu_blocks=67))
+    assert "free_blocks" in replay_schedule(run, larger).difference
+    late = run.requests[5]._replace(arrival_step=3)
+    moved = replace(run, requests=(*run.requests[:5], late, *run.requests[6:]))
+    found = replay_schedule(moved, prepared)
+    assert found.difference.startswith("step 0: ")
+    assert found.shapes == ()
+
+
+def test_versions_whose_rules_differ_are_told_apart():
+    """A lone request under a threshold: 0.32 spares it, 0.26 does not."""
+    settings = {"num_gpu_blocks": 20, "max_num_batched_tokens": 64, "long_prefill_token_threshold": 16}
+    requests = [{"id": "r1", "unique_len": 64, "output_len": 2}]
+    first = {
+        version: next(line for line in api.trace(settings, requests, version=version) if "sched" in line)
+        for version in ("0.26", "0.32", "0.33")
+    }
+    assert {version: step["total_tokens"] for version, step in first.items()} == {
+        "0.26": 16,
+        "0.32": 64,
+        "0.33": 64,
+    }
+
+
+def test_the_hardware_file_is_what_its_measurements_give():
+    pytest.importorskip("scipy")
+    _, fitted = api.fit(HARDWARE, FITTED / "kernels.csv")
+    assert block_text(fitted) in HARDWARE.read_text(encoding="utf-8"), "run `servesim fit --write`"
+
+
+def test_the_engine_profile_is_what_the_grid_gives():
+    """Its model was taken out, so that it can be carried to others."""
+    (found,) = calibrate_folder(read_folder(FITTED)).values()
+    kept = load_engine_profile(FITTED / "engine-profile.yaml")
+    assert found.profile.model_copy(update={"model": None}) == kept
+
+
+@pytest.mark.parametrize("folder", [FITTED, *OTHERS], ids=lambda path: path.name)
+def test_calibrated_on_one_shape_latencies_of_all_are_right_up_to_85_percent_load(folder):
+    judged = [one for one in calibrated(folder, *UP_TO_85) if one.metric in LIMITS]
+    assert len(judged) == 9
+    assert {one.judged_on for one in judged} == {OTHER_RUNS if folder == FITTED else ANOTHER_MODEL}
+    assert {one.repeats for one in judged} == {3}
+    wrong = [
+        f"{one.row} {one.metric} {one.error:+.3f}" for one in judged if not within(one, LIMITS[one.metric])
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", [FITTED, *OTHERS], ids=lambda path: path.name)
+def test_the_law_gives_recorded_step_times_of_models_it_was_not_fitted_to(folder):
+    """Median over the steps of each load; the real thing repeats itself to 4 to 8 percent."""
+    judged = [one for one in validated(folder).stepwise.steps if one.calibrated and one.load in UP_TO_85]
+    assert len(judged) == 6
+    for one in judged:
+        assert one.median < (0.10 if one.kind == "decodes only" else 0.13), one
+
+
+def test_preemptions_and_prefix_hits_come_out():
+    burst = {one.metric: one for one in calibrated(FITTED, "burst, small-kv")}
+    assert burst["preemptions"].real == pytest.approx(burst["preemptions"].simulated)
+    assert burst["preemptions"].simulated > 10
+    hits = {one.metric: one for one in calibrated(FITTED, "60 %, prefix-on")}["prefix_hit_tokens"]
+    assert hits.real == pytest.approx(hits.simulated)
+    assert hits.simulated > 10_000
+    assert not [one for one in calibrated(FITTED, "60 %, prefix-off") if one.metric == "prefix_hit_tokens"]
+
+
+def test_blocks_follow_from_the_bytes_that_vllm_was_given():
+    for folder in STEPWISE:
+        recorded = read_folder(folder).stepwise
+        plain = next(run for run in recorded.runs if not run.overrides)
+        assert prepare(plain.load_scenario()).memory.num_gpu_blocks == recorded.memory["num_gpu_blocks"]
