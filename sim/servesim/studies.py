@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from servesim.analysis.explain import Explanation, explain_scenario, run_trial
 from servesim.analysis.grid import read_axis
 from servesim.analysis.replications import (
     PairedEstimate,
@@ -25,6 +24,8 @@ from servesim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from servesim.analysis.explain import Explanation
 
 __all__ = [
     "Explained",
@@ -281,6 +282,8 @@ def explain(
 
     ``metric``: ttft_p99, tpot_p99 or e2e_p99. ``on_run(done, total)`` is called after each simulation.
     """
+    from servesim.analysis.explain import explain_scenario, run_trial
+
     name = metric.removesuffix("_p99")
     if name not in ("ttft", "tpot", "e2e"):
         step = "choose ttft_p99, tpot_p99 or e2e_p99"

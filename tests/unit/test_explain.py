@@ -56,6 +56,7 @@ def test_the_command_prints_and_writes(small, monkeypatch, capsys):
     assert "Cause: too few slots" in out
     assert "Set: engine.max_num_seqs=" in out
     assert "on other requests -" in out
+    assert "Warning: P99 of 150 requests rests on 2 of them" in out
     assert "Wrote out/small-explained" in err
     folder = Path("out/small-explained")
     assert sorted(path.name for path in folder.iterdir()) == ["explain.html", "explain.json", "parts.csv"]

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from servesim.analysis.attribution import PARTS
+from servesim.analysis.caveats import RELIABLE_COMPLETIONS
 from servesim.analysis.explain import Explanation, Figures, Trial
 from servesim.report.charts import BLUE, ORANGE, PALE_GREY, PURPLE, SKY, VERMILLION, Figure
 from servesim.report.html import figure_page
@@ -121,7 +122,7 @@ def explanation_text(of: Explanation) -> str:
     lines += _cause(of)
     lines += _trials(of, "One resource relaxed at a time", _by_change(of))
     lines += _trials(of, "Remedies, tried on the same requests, best first", _moving(of))
-    lines += [*_not_tried(of), "=" * _WIDTH]
+    lines += [*_not_tried(of), *_caveats(of), "=" * _WIDTH]
     return "\n".join(lines) + "\n"
 
 
@@ -207,6 +208,15 @@ def _not_tried(of: Explanation) -> Iterator[str]:
             yield f"Left out: {one.label}: only {one.figures.completed:,} requests are served"
 
 
+def _caveats(of: Explanation) -> Iterator[str]:
+    completed = of.figures.completed
+    if completed < RELIABLE_COMPLETIONS:
+        yield (
+            f"Warning: P99 of {completed:,} requests rests on {len(of.tail):,} of them and is not reliable "
+            f"below {RELIABLE_COMPLETIONS:,} -> run more requests"
+        )
+
+
 def _figures(of: Figures) -> str:
     return "".join(f"{format_seconds(value):>12}" for value in (of.ttft, of.tpot, of.e2e))
 
@@ -226,6 +236,7 @@ def explanation_json(of: Explanation) -> str:
         "tail_requests": of.attribution.index[of.tail].tolist(),
         "parts_s": {"mean": of.means(), "typical": of.means(of.typical), "tail": of.means(of.tail)},
         "cause": of.cause,
+        "warnings": list(_caveats(of)),
         "burstiness_cv": of.variation,
         "recommended": [one.key for one in of.recommended],
         "on_other_requests": dict(of.checked),
@@ -260,7 +271,7 @@ def explanation_html(of: Explanation) -> str:
         parts=Table("Parts", ("Mean per request", "All", "Tail", "Of the tail"), tuple(_rows(of))),
         relaxations=Table("Relaxed", head, tuple(_table(of, _by_change(of)))),
         remedies=Table("Remedies", head, tuple(_table(of, _moving(of)))),
-        notes=tuple(_not_tried(of)),
+        notes=(*_not_tried(of), *_caveats(of)),
     )
 
 
