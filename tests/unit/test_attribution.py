@@ -19,14 +19,15 @@ SHIPPED = sorted(path.stem for path in Path(shipped("scenarios")).glob("*.yaml")
 NEEDS = {"context-500k": ["engine.tensor_parallel_size=2"]}  # more memory than the file's one GPU has
 
 
-def attributed(name: str | Path, *overrides: str) -> tuple[Run, Attribution]:
+def attributed(name: str | Path, *overrides: str, one_by_one: bool = False) -> tuple[Run, Attribution]:
     notes: list[tuple[Residence, StepTime]] = []
 
     def watch(scheduler: Scheduler, law: StepTime) -> StepTime:
         notes.append((note_residence(scheduler), law))
         return law
 
-    run = run_prepared(prepare(load_scenario(name, overrides)), watch=watch)
+    observe = (lambda scheduler: None) if one_by_one else None  # who is observed is scheduled one by one
+    run = run_prepared(prepare(load_scenario(name, overrides)), watch=watch, observe=observe)
     return run, attribute(run, *notes[0])
 
 
@@ -75,6 +76,22 @@ def test_they_add_up_whatever_the_engine_does(overrides: list[str]) -> None:
     small = ["workload.num_requests=400", "workload.arrivals.rate_per_s=12"]
     _, of = attributed("poisson-chat", *small, *overrides)
     assert_adds_up(of)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["poisson-chat", "workload.num_requests=500", "workload.arrivals.rate_per_s=8"],
+        ["chat-1000"],
+        ["chat-1000", "engine.async_scheduling=false"],
+        ["poisson-chat", "workload.num_requests=300", "engine.batching=prefill-first"],
+        ["pagedattention-swap", "workload.num_requests=500"],
+    ],
+)
+def test_every_part_is_the_same_where_each_request_is_looked_at_in_each_step(words: list[str]) -> None:
+    (_, together), (_, one_by_one) = attributed(*words), attributed(*words, one_by_one=True)
+    for parts, others in ((together.before, one_by_one.before), (together.after, one_by_one.after)):
+        np.testing.assert_allclose(parts, others, rtol=0, atol=1e-10)
 
 
 HAND = """\
