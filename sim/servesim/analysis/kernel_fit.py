@@ -160,7 +160,9 @@ def _first_call(table: KernelTable) -> dict[str, Coefficients]:
     rows = table.rows("gemm_first")
     if rows.empty:
         return {}
-    m, k, measured_us = (rows[name].to_numpy(float) for name in ("m", "k", "latency_us"))
+    m: Any = rows["m"].to_numpy(float)
+    k: Any = rows["k"].to_numpy(float)
+    measured_us: Any = rows["latency_us"].to_numpy(float)
 
     def loss(values: Mapping[str, float]) -> float:
         efficiency = FirstCallCoefficients.model_validate(values).to_si()

@@ -155,8 +155,9 @@ def _with_loads(rows: pd.DataFrame) -> pd.DataFrame:
 def _load(num_tokens: int, num_experts: int, experts_per_token: int, routing: str) -> tuple[float, float]:
     """Rows with every expert's share rounded up to the tile, and experts that get any.
 
-    ``uniform``: drawn at random, each as likely as any other.  ``balanced``: as even as it goes.  ``power_law_A``: shares are drawn between 1 and 0.8 tokens with density
-    x^-A; here the quantiles in the middle of equal parts stand for the draw.
+    ``uniform``: drawn at random, each expert as likely as any other.  ``balanced``: as even as it goes.
+    ``power_law_A``: shares are drawn between 1 and 0.8 tokens with density x^-A; here the quantiles in the
+    middle of equal parts stand for the draw.
     """
     copies = num_tokens * experts_per_token
     if routing == "uniform":

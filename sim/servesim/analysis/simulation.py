@@ -42,7 +42,7 @@ class Prepared:
     draft: ModelProfile | None = None
     """The model that drafts, where one does."""
     rows_met: tuple[int, ...] = ()
-    """Tokens of the steps that the server ran before; it matters where products are prepared (cost.first_calls)."""
+    """Tokens of steps that the server ran before; they matter to cost.first_calls only."""
 
 
 def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:

@@ -85,7 +85,7 @@ class StepwiseRun:
     requests: tuple[RecordedRequest, ...]
     steps: tuple[RecordedStep, ...]
     rows_met: tuple[int, ...] = ()
-    """Tokens of the steps that the same process had run before, every count once, the most recent ones last."""
+    """Tokens of the steps that the same process had run before; every count once, the latest last."""
 
     def load_scenario(self) -> LoadedScenario:
         """What was served; raises ServesimError when it asks for what the simulator does not have."""

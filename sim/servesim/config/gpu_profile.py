@@ -15,8 +15,8 @@ __all__ = [
     "DecodeAttentionEfficiency",
     "Efficiency",
     "ExpertEfficiency",
-    "FirstCallEfficiency",
     "ExpertFormat",
+    "FirstCallEfficiency",
     "GemmEfficiency",
     "GpuProfile",
     "KernelError",
@@ -129,7 +129,7 @@ class KernelError(Record):
 
 
 class FirstCallEfficiency(Record):
-    """What the first product with a count of rows takes more than later ones: oneDNN generates code for it."""
+    """What the first product with a count of rows takes more: oneDNN generates code for it."""
 
     launch_s: float
     per_row_s: float

@@ -13,17 +13,17 @@ __all__ = ["FirstCallLaw", "after", "first_call_s"]
 
 # oneDNN keeps its 1,024 most recent primitives (ONEDNN_PRIMITIVE_CACHE_CAPACITY); one serves all layers.
 _KEPT_PRIMITIVES = 1024
-# Matrices up to this size run on kernels that need no preparation (vLLM 0.32, model_executor/layers/utils.py).
+# Matrices up to this size run on kernels that need no preparation (vLLM 0.32, layers/utils.py).
 _LEAST_BYTES = 1024 * 1024
 _WEIGHT_BYTES = 2
 
 
 class FirstCallLaw:
-    """A law of step time for an engine that generates code for every new count of rows, as oneDNN does on a CPU.
+    """A law of step time for an engine that generates code for every new count of rows: oneDNN, on a CPU.
 
     The first step with prompt chunks that has so many tokens takes longer, once per kind of matrix.  The law
     remembers the counts that it was asked about, the most recent ones, so it stands for one process of an
-    engine; ``after`` gives one with another memory.  Steps of decodes only are free: there are few such counts.
+    engine; ``after`` gives one with another memory.  Steps of decodes only are free: their counts are few.
     """
 
     def __init__(self, law: StepTime, model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> None:
@@ -82,7 +82,7 @@ def after(law: StepTime, row_counts: Iterable[int]) -> StepTime:
 
 
 def first_call_s(law: FirstCallEfficiency, rows: float, k: float) -> float:
-    """What the first product of ``rows`` x k with a kind of matrix takes more than later ones; arrays work too."""
+    """What the first product of ``rows`` x k with a kind of matrix takes more; arrays work too."""
     return law.launch_s + rows * (law.per_row_s + law.per_row_k_s * k)
 
 

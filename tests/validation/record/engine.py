@@ -59,6 +59,10 @@ class Operators(Protocol):
         """End."""
         ...
 
+    def stepped(self, seconds: float) -> None:
+        """A step of decodes took so long."""
+        ...
+
     def rows(self) -> Iterable[Sequence[object]]:
         """Rows of kernels.csv."""
         ...
@@ -237,11 +241,9 @@ class VllmEngine:
             return None
         from record.operators import OperatorTimes
 
-        return OperatorTimes(self._model(), str(self.facts()["vllm"]))
-
-    def _model(self) -> Any:
         worker = getattr(getattr(self._core.model_executor, "driver_worker", None), "worker", None)
-        return worker.model_runner.get_model()
+        runner: Any = worker.model_runner
+        return OperatorTimes(runner.get_model(), runner.sampler, str(self.facts()["vllm"]))
 
     def facts(self) -> dict[str, Any]:
         """Versions and resolved settings."""

@@ -24,19 +24,21 @@ _MOVED = {"RMSNorm": 4, "RotaryEmbedding": 2, "SiluAndMul": 1.5}
 class OperatorTimes:
     """While open, collects how long every module of interest takes."""
 
-    def __init__(self, model: Any, vllm: str) -> None:
-        self._model, self._vllm = model, vllm
+    def __init__(self, model: Any, sampler: Any, vllm: str) -> None:
+        self._model, self._sampler, self._vllm = model, sampler, vllm
         self._hooks: list[Any] = []
         self._times: defaultdict[Key, list[float]] = defaultdict(list)
         self._open: list[list[float]] = []
+        self._inside_s = 0.0
         self.batch: tuple[int, int, bool] = (0, 0, True)
         self.on = True
         self.first = False
 
     def __enter__(self) -> OperatorTimes:
-        for module in self._model.modules():
+        for module in (self._sampler, *self._model.modules()):
             kind = type(module).__name__
-            if kind.endswith(_TIMED) or kind == "Attention":
+            whole = module is self._model or module is self._sampler
+            if whole or kind.endswith(_TIMED) or kind == "Attention":
                 self._hooks.append(module.register_forward_pre_hook(self._before))
                 self._hooks.append(module.register_forward_hook(self._after, with_kwargs=True))
         return self
@@ -54,8 +56,16 @@ class OperatorTimes:
         seconds = time.thread_time() - begin_s
         if self._open:
             self._open[-1][1] += seconds
-        if self.on:
+        else:
+            self._inside_s += seconds
+        if self.on and module is not self._model and module is not self._sampler:
             self._times[self._key(module, inputs or tuple(named.values()))].append(seconds - within_s)
+
+    def stepped(self, seconds: float) -> None:
+        """A step of decodes is over: what neither model nor sampler took is the host's."""
+        host_s, self._inside_s = seconds - self._inside_s, 0.0
+        if self.on:
+            self._times["host", self.batch[0]].append(host_s)
 
     def _key(self, module: Any, inputs: Any) -> Key:
         kind = type(module).__name__
@@ -87,6 +97,8 @@ class OperatorTimes:
         for (op, *sizes), latency_us in medians.items():
             if op == "gemm":
                 yield self._row(op, ["", *sizes, *[""] * 7], "torch", latency_us)
+            elif op == "host":
+                yield self._row(op, ["", "", "", "", *sizes, *[""] * 6], "engine", latency_us)
             elif op == "moe":
                 rows, width, hidden, *chosen = sizes
                 # Random weights route at random: the recorder looked, and the law's expectation was met.

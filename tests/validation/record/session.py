@@ -99,6 +99,8 @@ class Session:
             watched.on = bool(decoding and started)
             watched.batch = (batch, context + steps // 2, True)
             self._engine.step()
+            row = self._engine.steps[-1]
+            watched.stepped(row.end_s - row.start_s)
         watched.on = True
         self._engine.forget()
 

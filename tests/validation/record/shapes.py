@@ -38,6 +38,8 @@ SHAPES: dict[str, Shape] = {
         "qk_norm": True,
         "moe": {"num_experts": 16, "experts_per_token": 4, "intermediate_size": 640},
     },
+    # Only to time first calls: wider than all that are judged.
+    "llama-c110m": _dense(4, 1152, 3072, 18, 6, 64, 16000, False),
     # Only to time the operator of experts: other numbers of them, other widths than the one that is judged.
     "moe-c110m": {
         **_dense(4, 640, 1792, 10, 5, 64, 16000, False),
