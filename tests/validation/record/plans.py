@@ -162,12 +162,9 @@ PLANS: dict[str, list[Job]] = {
     "cpu-wall": [replace(_cpu("llama-c57m").changed("wall-", (), (_WALL,)), clock="wall")],
     "cpu-moe": [_cpu("moe-c130m")],
     # Single operators only: experts of shapes that nothing is judged on, and first calls of products.
-    "cpu-experts": [_operators(shape, _CPU_GRID) for shape in ("moe-c110m", "moe-c100m")],
+    "cpu-experts": [_operators(shape, _CPU_GRID) for shape in ("moe-c110m", "moe-c100m", "moe-c112m")],
     "cpu-host": [_operators("llama-c87m", _CPU_GRID)],
-    "cpu-first-calls": [
-        _operators(shape, replace(_CPU_GRID, first_lengths=_NEW_LENGTHS))
-        for shape in ("llama-c87m", "llama-c110m")
-    ],
+    "cpu-first-calls": [_operators("llama-c87m", replace(_CPU_GRID, first_lengths=_NEW_LENGTHS))],
     # On one 80 GB GPU.
     "gpu-shake": [_gpu("llama-1b")],
     "gpu-main": [_gpu("llama-8b", onlines=(_CHAT, _DOCS))],

@@ -38,8 +38,6 @@ SHAPES: dict[str, Shape] = {
         "qk_norm": True,
         "moe": {"num_experts": 16, "experts_per_token": 4, "intermediate_size": 640},
     },
-    # Only to time first calls: wider than all that are judged.
-    "llama-c110m": _dense(4, 1152, 3072, 18, 6, 64, 16000, False),
     # Only to time the operator of experts: other numbers of them, other widths than the one that is judged.
     "moe-c110m": {
         **_dense(4, 640, 1792, 10, 5, 64, 16000, False),
@@ -52,6 +50,12 @@ SHAPES: dict[str, Shape] = {
         "intermediate_size": None,
         "qk_norm": True,
         "moe": {"num_experts": 8, "experts_per_token": 2, "intermediate_size": 1024},
+    },
+    "moe-c112m": {
+        **_dense(4, 640, 1792, 10, 5, 64, 16000, False),
+        "intermediate_size": None,
+        "qk_norm": True,
+        "moe": {"num_experts": 32, "experts_per_token": 6, "intermediate_size": 320},
     },
     # For a GPU.
     "llama-1b": _dense(16, 2048, 8192, 32, 8, 64, 128256, True),
