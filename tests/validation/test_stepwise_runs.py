@@ -25,6 +25,16 @@ STEPWISE = [path for path in find_folders([VALIDATION / "runs"]) if (path / "run
 FITTED = VALIDATION / "runs" / "cpu-core-vllm-0.32-llama-c87m"
 OTHERS = [VALIDATION / "runs" / f"cpu-core-vllm-0.32-{name}" for name in ("llama-c57m", "llama-c127m")]
 LIMITS = {"mean_ttft_ms": 0.15, "mean_tpot_ms": 0.10, "mean_e2el_ms": 0.10}
+MIXTURE = VALIDATION / "runs" / "cpu-core-vllm-0.32-moe-c130m"
+BEYOND = ("burst", "150 %")
+MISSED = {
+    ("llama-c127m", "burst"): {"mean_tpot_ms": 0.13, "mean_e2el_ms": 0.14},
+    ("llama-c127m", "150 %"): {"mean_ttft_ms": 0.40, "mean_e2el_ms": 0.14},
+    ("moe-c130m", "burst"): {"mean_tpot_ms": 0.11, "mean_e2el_ms": 0.11},
+    ("moe-c130m", "85 %"): {"mean_tpot_ms": 0.11, "mean_e2el_ms": 0.11},
+    ("moe-c130m", "150 %"): {"mean_ttft_ms": 0.76, "mean_tpot_ms": 0.13, "mean_e2el_ms": 0.19},
+}
+"""What is not within its limit, and how far off it is at most: docs/accuracy.md says why."""
 UP_TO_85 = ("30 %", "60 %", "85 %")
 
 
@@ -113,13 +123,31 @@ def test_calibrated_on_one_shape_latencies_of_all_are_right_up_to_85_percent_loa
     assert wrong == []
 
 
+@pytest.mark.parametrize("folder", [FITTED, *OTHERS, MIXTURE], ids=lambda path: path.name)
+def test_what_is_missed_in_bursts_past_saturation_and_by_the_mixture_is_known(folder):
+    """Whoever mends one of them takes it from the list."""
+    name = folder.name.removeprefix("cpu-core-vllm-0.32-")
+    judged = [one for one in calibrated(folder, *UP_TO_85, *BEYOND) if one.metric in LIMITS]
+    assert len(judged) == 15
+    missed = {(one.load, one.metric): one.error for one in judged if not within(one, LIMITS[one.metric])}
+    known = {
+        (load, metric): most
+        for (shape, load), limits in MISSED.items()
+        if shape == name
+        for metric, most in limits.items()
+    }
+    assert set(missed) == set(known)
+    for key, error in missed.items():
+        assert abs(error) < known[key], key
+
+
 @pytest.mark.parametrize("folder", [FITTED, *OTHERS], ids=lambda path: path.name)
 def test_the_law_gives_recorded_step_times_of_models_it_was_not_fitted_to(folder):
     """Median over the steps of each load; the real thing repeats itself to 4 to 8 percent."""
     judged = [one for one in validated(folder).stepwise.steps if one.calibrated and one.load in UP_TO_85]
     assert len(judged) == 6
     for one in judged:
-        assert one.median < (0.10 if one.kind == "decodes only" else 0.13), one
+        assert one.median < 0.08, one
 
 
 def test_preemptions_and_prefix_hits_come_out():

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from servesim.analysis.kernel_table import KernelTable
-from servesim.config.gpu_file import MeasuredEfficiency
+from servesim.config.gpu_file import FirstCallCoefficients, MeasuredEfficiency
 from servesim.config.profiles import GpuProfile, KernelError
 from servesim.config.weight_formats import WEIGHT_FORMATS, Quantization
 from servesim.cost.attention import AttentionShape, DecodeAttention, PrefillAttention
 from servesim.cost.collectives import AllReduce
 from servesim.cost.experts import ExpertRows, GroupedExperts
+from servesim.cost.first_calls import first_call_s
 from servesim.cost.ops import Gemm
 from servesim.errors import ConfigError, Problem
 from servesim.units import GB
@@ -51,8 +52,8 @@ _RANGES: dict[str, dict[str, Range]] = {
     "experts": {
         "compute": (0.5, 0.02, 1.0),
         "memory": (0.8, 0.1, 0.97),
-        "launch_us": (30.0, 1.0, 200.0),
-        "per_expert_us": (0.2, 0.0, 10.0),
+        "launch_us": (30.0, 1.0, 500.0),
+        "per_expert_us": (0.2, 0.0, 1000.0),
         "row_bytes": (4.0, 0.0, 100.0),
         "knee": (1.5, 1.0, 20.0),
     },
@@ -66,6 +67,11 @@ _RANGES: dict[str, dict[str, Range]] = {
         "per_key_ns": (3.0, 0.0, 1000.0),
         "compute": (0.6, 0.05, 1.0),
         "short_tokens": (900.0, 0.0, 20_000.0),
+    },
+    "first_call": {
+        "launch_us": (500.0, 0.0, 1e5),
+        "per_row_us": (5.0, 0.0, 1000.0),
+        "per_row_k_ns": (5.0, 0.0, 1000.0),
     },
     "all_reduce": {
         "small_launch_us": (5.0, 1.0, 100.0),
@@ -128,6 +134,7 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
         f"{_ORIGIN if table.is_shipped else ''}); the loss is the mean of |ln(law / measured)|",
         **block,
         **_elementwise(table),
+        **_first_call(table),
         "errors": errors,
     }
     return KernelFit(gpu.name, MeasuredEfficiency.model_validate(data), table.dropped)
@@ -146,6 +153,22 @@ def _elementwise(table: KernelTable) -> Coefficients:
 
     ranges = {"elementwise_launch_us": (50.0, 1.0, 500.0), "elementwise_gb_per_s": (10.0, 0.1, 1e4)}
     return _minimised(loss, ranges)
+
+
+def _first_call(table: KernelTable) -> dict[str, Coefficients]:
+    """What first calls take on top; nothing where none was measured."""
+    rows = table.rows("gemm_first")
+    if rows.empty:
+        return {}
+    m: Any = rows["m"].to_numpy(float)
+    k: Any = rows["k"].to_numpy(float)
+    measured_us: Any = rows["latency_us"].to_numpy(float)
+
+    def loss(values: Mapping[str, float]) -> float:
+        efficiency = FirstCallCoefficients.model_validate(values).to_si()
+        return float(np.abs(np.log(1e6 * first_call_s(efficiency, m, k) / measured_us)).mean())
+
+    return {"first_call": _minimised(loss, _RANGES["first_call"])}
 
 
 def law_seconds(gpu: GpuProfile, law: str, key: Any, rows: pd.DataFrame) -> Floats:

@@ -14,7 +14,7 @@ from servesim.config.load import shipped
 from servesim.config.profiles import GpuProfile
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, WEIGHT_FORMATS
 from servesim.cost.attention import CACHE_BYTES
-from servesim.cost.experts import ROW_TILE
+from servesim.cost.experts import ROW_TILE, Routing
 from servesim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _GROUPS: dict[str, tuple[tuple[str, ...], str]] = {  # what stays equal, and the
     "allreduce_custom": (("kind", "num_gpus"), "elements"),
     "elementwise": (("kind",), "elements"),
 }
+_UNRULED = ("gemm_first",)  # a first call may well take longer than one with more rows
 _EXPERT_COLUMNS = ("num_experts", "experts_per_token", "routing")
 _NUMBERS = (
     "m",
@@ -135,7 +136,7 @@ def _known(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows that a law is fitted to: no eager all-reduce; of NCCL only what vLLM itself chose to run."""
     types = rows["dtype"].where(~rows["op"].str.contains("attention"), rows["kv_dtype"])
     rows = rows.assign(kind=types.replace(_TYPE_OF))
-    return rows[rows["op"].isin(_GROUPS) & ~rows["kernel"].str.contains("eager")]
+    return rows[rows["op"].isin([*_GROUPS, *_UNRULED]) & ~rows["kernel"].str.contains("eager")]
 
 
 def _with_loads(rows: pd.DataFrame) -> pd.DataFrame:
@@ -154,10 +155,14 @@ def _with_loads(rows: pd.DataFrame) -> pd.DataFrame:
 def _load(num_tokens: int, num_experts: int, experts_per_token: int, routing: str) -> tuple[float, float]:
     """Rows with every expert's share rounded up to the tile, and experts that get any.
 
-    ``balanced``: as even as it goes.  ``power_law_A``: shares are drawn between 1 and 0.8 tokens with density
-    x^-A; here the quantiles in the middle of equal parts stand for the draw.
+    ``uniform``: drawn at random, each expert as likely as any other.  ``balanced``: as even as it goes.
+    ``power_law_A``: shares are drawn between 1 and 0.8 tokens with density x^-A; here the quantiles in the
+    middle of equal parts stand for the draw.
     """
     copies = num_tokens * experts_per_token
+    if routing == "uniform":
+        expected = Routing(num_experts, experts_per_token).load(num_tokens)
+        return expected.tile_rows, expected.experts
     if routing == "balanced" or num_tokens == 1:
         rows = np.full(min(num_experts, copies), copies / min(num_experts, copies))
     else:

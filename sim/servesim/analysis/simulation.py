@@ -13,6 +13,7 @@ from servesim.config.engine_profile import profiled_engine
 from servesim.config.load import LoadedScenario
 from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
 from servesim.config.scenario import EngineConfig
+from servesim.cost.first_calls import after
 from servesim.cost.memory import MemoryBudget, memory_budget
 from servesim.cost.step_time import StepTime, build_step_time
 from servesim.engine.acceptance import build_acceptance
@@ -40,6 +41,8 @@ class Prepared:
     workload: Workload
     draft: ModelProfile | None = None
     """The model that drafts, where one does."""
+    rows_met: tuple[int, ...] = ()
+    """Tokens of steps that the server ran before; they matter to cost.first_calls only."""
 
 
 def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
@@ -95,6 +98,7 @@ def run_prepared(
     """
     engine, loaded = prepared.engine, prepared.loaded
     step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
+    step_time = after(step_time, prepared.rows_met)
     accept = None
     if engine.speculative is not None:
         law = build_acceptance(

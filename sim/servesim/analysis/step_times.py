@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from servesim.analysis.schedule_replay import ScheduleReplay, replay_schedule
 from servesim.analysis.simulation import Prepared, prepare
 from servesim.analysis.stepwise import StepwiseRun
+from servesim.cost.first_calls import after
 from servesim.cost.step_time import StepTime, build_step_time
 from servesim.errors import ConfigError, Problem
 
@@ -31,6 +32,8 @@ class TimedSteps:
     replay: ScheduleReplay
     law: StepTime
     """The law of its deployment, without calibration."""
+    rows_met: tuple[int, ...]
+    """As of StepwiseRun."""
 
     def of(self, kind: StepKind) -> NDArray[np.bool_]:
         """Which steps are of a kind."""
@@ -70,7 +73,7 @@ def timed_steps(run: StepwiseRun) -> TimedSteps:
                 next_step="keep the recording for readers, or record it without",
             )
         )
-    return TimedSteps(run.group, replay_schedule(run, prepared), law_of(prepared))
+    return TimedSteps(run.group, replay_schedule(run, prepared), law_of(prepared), run.rows_met)
 
 
 def law_of(prepared: Prepared) -> StepTime:
@@ -80,7 +83,8 @@ def law_of(prepared: Prepared) -> StepTime:
 
 def predicted_s(steps: TimedSteps, law: StepTime) -> Floats:
     """What the law says for every step."""
-    return np.array([law.step_s(shape) for shape in steps.replay.shapes])
+    of_process = after(law, steps.rows_met)
+    return np.array([of_process.step_s(shape) for shape in steps.replay.shapes])
 
 
 def errors_of(

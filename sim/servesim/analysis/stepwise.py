@@ -84,6 +84,8 @@ class StepwiseRun:
     """False for a run that a calibration may be fitted to."""
     requests: tuple[RecordedRequest, ...]
     steps: tuple[RecordedStep, ...]
+    rows_met: tuple[int, ...] = ()
+    """Tokens of the steps that the same process had run before; every count once, the latest last."""
 
     def load_scenario(self) -> LoadedScenario:
         """What was served; raises ServesimError when it asks for what the simulator does not have."""
@@ -136,10 +138,14 @@ def read_stepwise(folder: Path) -> tuple[StepwiseRun, ...]:
     for run, step in _read(folder, "steps.csv", _step):
         steps[run].append(step)
     runs = []
+    process, met = ("", ""), dict[int, None]()
     for name, cells in _read(folder, "runs.csv", dict):
         if not requests[name] or not steps[name]:
             problem = Problem(f"run {name} has no requests or no steps", file=str(folder / "runs.csv"))
             raise TraceError(problem)
+        # The recorder runs a repeat of a job in a process of its own, and writes line after line.
+        if process != (cells["repeat"], cells["set"]):
+            process, met = (cells["repeat"], cells["set"]), {}
         runs.append(
             StepwiseRun(
                 name=name,
@@ -150,8 +156,13 @@ def read_stepwise(folder: Path) -> tuple[StepwiseRun, ...]:
                 judged=cells["part"] != "fit",
                 requests=tuple(requests[name]),
                 steps=tuple(steps[name]),
+                rows_met=tuple(met),
             )
         )
+        for step in steps[name]:
+            rows = sum(tokens for _, tokens, _ in step.scheduled)
+            met.pop(rows, None)
+            met[rows] = None
     return tuple(runs)
 
 

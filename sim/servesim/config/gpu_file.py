@@ -16,6 +16,7 @@ from servesim.config.gpu_profile import (
     Efficiency,
     ExpertEfficiency,
     ExpertFormat,
+    FirstCallEfficiency,
     GemmEfficiency,
     GpuProfile,
     KernelError,
@@ -133,6 +134,22 @@ class AllReduceCoefficients(Record):
     large_bus_gb_per_s: Number
 
 
+class FirstCallCoefficients(Record):
+    """What the first product with a new count of rows takes more than later ones."""
+
+    launch_us: Time
+    per_row_us: Time
+    per_row_k_ns: Time
+
+    def to_si(self) -> FirstCallEfficiency:
+        """The same in SI units."""
+        return FirstCallEfficiency(
+            launch_s=self.launch_us / 1e6,
+            per_row_s=self.per_row_us / 1e6,
+            per_row_k_s=self.per_row_k_ns / 1e9,
+        )
+
+
 class MeasuredEfficiency(Record):
     """Coefficients fitted to kernel times of this very GPU; `servesim fit` writes them."""
 
@@ -146,6 +163,8 @@ class MeasuredEfficiency(Record):
     elementwise_launch_us: Time
     elementwise_gb_per_s: Number | None = None
     """Rate of elementwise kernels, whose bytes come after the launch; empty where the launch hides them."""
+    first_call: FirstCallCoefficients | None = None
+    """Empty where products need no preparation, as on a GPU."""
     errors: dict[str, KernelError] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -211,6 +230,7 @@ class MeasuredEfficiency(Record):
             },
             elementwise_launch_s=self.elementwise_launch_us / 1e6,
             elementwise_bytes_per_s=self.elementwise_gb_per_s and self.elementwise_gb_per_s * GB,
+            first_call=self.first_call and self.first_call.to_si(),
             errors=self.errors,
         )
 

@@ -16,6 +16,7 @@ __all__ = [
     "Efficiency",
     "ExpertEfficiency",
     "ExpertFormat",
+    "FirstCallEfficiency",
     "GemmEfficiency",
     "GpuProfile",
     "KernelError",
@@ -127,6 +128,15 @@ class KernelError(Record):
     """The mean over all rows, those set aside included; empty when none was."""
 
 
+class FirstCallEfficiency(Record):
+    """What the first product with a count of rows takes more: oneDNN generates code for it."""
+
+    launch_s: float
+    per_row_s: float
+    per_row_k_s: float
+    """Per row and inner dimension."""
+
+
 class Efficiency(Record):
     """How much of its peaks a GPU's serving kernels reach; laws and symbols: docs/model.md."""
 
@@ -144,6 +154,8 @@ class Efficiency(Record):
     """Time of one elementwise kernel; a layer has four."""
     elementwise_bytes_per_s: Positive | None = None
     """Rate of its bytes, which come after the launch; empty: they hide it, at the rate of products."""
+    first_call: FirstCallEfficiency | None = None
+    """Empty where products need no preparation, as on a GPU."""
     errors: dict[str, KernelError] = Field(default_factory=dict)
     """By operation, as ``gemm.bf16`` or ``all_reduce.8``; empty where coefficients are derived."""
 

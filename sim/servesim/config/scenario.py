@@ -39,7 +39,7 @@ class OperatorStepTime(Record):
     """Step time from the additive law of operators, with the GPU's efficiency coefficients."""
 
     law: Literal["operators"] = "operators"
-    host: Literal["auto", "vllm-2023", "v0.6", "v1-sync", "v1-async", "none"] = "auto"
+    host: Literal["auto", "vllm-2023", "v0.6", "v1-sync", "v1-async", "v1-cpu", "none"] = "auto"
     """Profile of the time the engine's CPU side adds to a step; auto follows version and async_scheduling."""
     gpu_time_factor: float = Field(default=1.0, ge=0.1, le=10)
     """GPU time of every step over what the law says; `servesim calibrate` fits it."""

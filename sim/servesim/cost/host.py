@@ -60,6 +60,14 @@ HOST_PROFILES: dict[str, HostProfile] = {
         "as v1-sync but overlapped with the GPU; the residual is an estimate, "
         "batch 1 on H100 shows 0.05 ms exposed in another engine of this kind",
     ),
+    "v1-cpu": HostProfile(
+        False,
+        1.75e-3,
+        40e-6,
+        0.0,
+        "measured: steps of 1 to 32 decodes in vLLM 0.32's CPU build on one core, less model and sampler "
+        "(rows `host` of reports/validation/runs/cpu-core-vllm-0.32-llama-c87m/kernels.csv)",
+    ),
     "none": HostProfile(True, 0.0, 0.0, 0.0, "GPU time only"),
 }
 """Engine profiles that OperatorStepTime.host may name."""

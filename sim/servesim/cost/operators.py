@@ -64,6 +64,8 @@ class OperatorLaw:
         self._all_reduce = AllReduce(gpu, degree)
         self._send = PipelineSend(gpu, degree * stages)
         self._elementwise = Elementwise(gpu)
+        # torch.compile makes the norms of queries and keys one kernel with their rotation.
+        self._num_head_norms = 2 * part.num_layers if model.qk_norm and engine.enforce_eager else 0
         self._sampler = SAMPLERS[options.sampler]
         stored = KV_FORMATS[engine.kv_cache_dtype]
         kib = options.shared_memory_per_sm_kib
@@ -220,11 +222,16 @@ class OperatorLaw:
         return experts.num_layers * seconds
 
     def _elementwise_s(self, rows: Any) -> Any:
-        """Four kernels per layer: two norms with residual, rotation, activation or the choice of experts."""
+        """Four kernels per layer: two norms with residual, rotation, activation or the choice of experts.
+
+        Run eagerly, two more where queries and keys are normed.
+        """
         part, scale = self._shard, rows * _ACTIVATION_BYTES
         norm_s = self._elementwise.seconds(4 * part.hidden_size * scale)
         rotate_s = self._elementwise.seconds(2 * part.rotated_elements * scale)
         seconds = part.num_layers * (2 * norm_s + rotate_s)
+        if self._num_head_norms:
+            seconds += self._num_head_norms * self._elementwise.seconds(part.rotated_elements * scale)
         for count, width in part.activations:
             seconds += count * self._elementwise.seconds(3 * width * scale)
         if part.experts is not None:

@@ -85,6 +85,7 @@ def build_step_time(
     """
     # The laws build on the records above, so they can only be imported once those exist.
     from servesim.cost.calibrated import CalibratedLaw
+    from servesim.cost.first_calls import FirstCallLaw
     from servesim.cost.linear import LinearLaw
     from servesim.cost.operators import OperatorLaw
     from servesim.cost.speculative import SpeculativeLaw
@@ -98,5 +99,6 @@ def build_step_time(
     factored = engine.step_time.gpu_time_factor != 1.0 or engine.step_time.bandwidth_factor != 1.0
     law_type = CalibratedLaw if factored else OperatorLaw
     if engine.speculative is None:
-        return law_type(model, gpu, engine)
+        plain = law_type(model, gpu, engine)
+        return plain if gpu.efficiency.first_call is None else FirstCallLaw(plain, model, gpu, engine)
     return SpeculativeLaw(lambda one, under: law_type(one, gpu, under), model, gpu, engine, draft)

@@ -77,6 +77,8 @@ def block_text(fit: KernelFit) -> str:
         f"    elementwise_launch_us: {block['elementwise_launch_us']:g}{'' if rate else ' # estimate'}"
     )
     lines += [f"    elementwise_gb_per_s: {rate:g}"] if rate else []
+    if first_call := block.get("first_call"):
+        lines.append(f"    first_call: {_flow(first_call)} # of a product with a new count of rows, on top")
     lines.append("    errors: # percent of |ln(law / measured)|; see docs/model.md")
     lines += [f"      {key}: {_flow(values)}" for key, values in block["errors"].items()]
     return "\n".join(lines) + "\n"

@@ -87,7 +87,8 @@ def _child(arguments: argparse.Namespace, job: Job, repeat: int, deadline: float
     session = Session(engine, clock, folder, job, deadline)
     session.warm_up()
     if job.grid is not None:
-        session.grid(job.grid, repeat)
+        if job.grid.served:
+            session.grid(job.grid, repeat)
         if job.grid.operator_lengths:
             session.operators(job.grid)
     for online in job.onlines:

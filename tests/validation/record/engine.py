@@ -48,6 +48,8 @@ class Operators(Protocol):
     """Sequences, tokens in the cache of each, and whether they decode: what the next step will be."""
     on: bool
     """Whether the next step is looked at."""
+    first: bool
+    """Whether what first calls take on top of later ones is asked for, instead of the times of operators."""
 
     def __enter__(self) -> Operators:
         """Begin."""
@@ -55,6 +57,10 @@ class Operators(Protocol):
 
     def __exit__(self, *exception: object) -> None:
         """End."""
+        ...
+
+    def stepped(self, seconds: float) -> None:
+        """A step of decodes took so long."""
         ...
 
     def rows(self) -> Iterable[Sequence[object]]:
@@ -235,11 +241,9 @@ class VllmEngine:
             return None
         from record.operators import OperatorTimes
 
-        return OperatorTimes(self._model(), str(self.facts()["vllm"]))
-
-    def _model(self) -> Any:
         worker = getattr(getattr(self._core.model_executor, "driver_worker", None), "worker", None)
-        return worker.model_runner.get_model()
+        runner: Any = worker.model_runner
+        return OperatorTimes(runner.get_model(), runner.sampler, str(self.facts()["vllm"]))
 
     def facts(self) -> dict[str, Any]:
         """Versions and resolved settings."""

@@ -28,7 +28,8 @@ STEP_COLUMNS = (
 )  # fmt: skip
 KERNEL_COLUMNS = (
     "gpu", "backend", "backend_version", "op", "dtype", "kv_dtype", "m", "n", "k", "batch", "seq", "heads",
-    "kv_heads", "head_dim", "num_gpus", "elements", "kernel", "latency_us",
+    "kv_heads", "head_dim", "num_gpus", "elements", "num_experts", "experts_per_token", "routing", "kernel",
+    "latency_us",
 )  # fmt: skip
 _COLUMNS = {
     "runs.csv": RUN_COLUMNS, "requests.csv": REQUEST_COLUMNS, "steps.csv": STEP_COLUMNS,

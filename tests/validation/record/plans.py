@@ -42,6 +42,10 @@ class Grid:
     most_tokens: int = 150_000
     operator_lengths: tuple[int, ...] = ()
     """Prompts whose operators are timed one by one."""
+    first_lengths: tuple[int, ...] = ()
+    """Lengths that no other prompt has: what an operator's first call for so many rows takes on top."""
+    served: bool = True
+    """Whether the grid itself is recorded, or only the times of operators."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,18 @@ _CPU_GRID = Grid(
     (*_CPU_LENGTHS, 1024), (1, 2, 4, 8, 16, 32), (32, 256, 1024), 14, 8200, operator_lengths=_CPU_LENGTHS
 )
 
+_NEW_LENGTHS = (
+    37, 45, 59, 77, 83, 91, 109, 117, 125, 137, 151, 165, 173, 181, 191, 211, 225, 233, 251, 261, 277, 287,
+    305, 317, 331, 343, 359, 371, 389, 403, 421, 437, 457, 469, 485, 499,
+)  # fmt: skip
+
 
 def _cpu(shape: str) -> Job:
     return Job(shape, dict(_CPU), _CPU_GRID, (_CPU_CHAT,), clock="cpu")
+
+
+def _operators(shape: str, grid: Grid) -> Job:
+    return replace(_cpu(shape), grid=replace(grid, served=False), onlines=(), repeats=1)
 
 
 def _features(base: Job, chat: Online, shared: Online, budget: int, blocks: int) -> list[Job]:
@@ -148,6 +161,10 @@ PLANS: dict[str, list[Job]] = {
     # The same trace on the clock of the wall: is the CPU clock the same on a quiet machine?
     "cpu-wall": [replace(_cpu("llama-c57m").changed("wall-", (), (_WALL,)), clock="wall")],
     "cpu-moe": [_cpu("moe-c130m")],
+    # Single operators only: experts of shapes that nothing is judged on, and first calls of products.
+    "cpu-experts": [_operators(shape, _CPU_GRID) for shape in ("moe-c110m", "moe-c100m", "moe-c112m")],
+    "cpu-host": [_operators("llama-c87m", _CPU_GRID)],
+    "cpu-first-calls": [_operators("llama-c87m", replace(_CPU_GRID, first_lengths=_NEW_LENGTHS))],
     # On one 80 GB GPU.
     "gpu-shake": [_gpu("llama-1b")],
     "gpu-main": [_gpu("llama-8b", onlines=(_CHAT, _DOCS))],

@@ -77,12 +77,13 @@ class Session:
         watched = self._engine.watch_operators()
         if watched is None or self._folder.has("kernels.csv"):
             return
+        watched.first = bool(grid.first_lengths)
         with watched:
-            for length in grid.operator_lengths:
+            for length in grid.first_lengths or grid.operator_lengths:
                 watched.batch = (1, length, False)
                 self._serve("operators", same(1, length, 1))
                 self._engine.forget()
-            for context, batch in self._decodes(grid):
+            for context, batch in self._decodes(grid) if not watched.first else ():
                 self._watch_decodes(watched, batch, context, grid.steps)
         self._folder.add_kernels(watched.rows())
 
@@ -98,6 +99,8 @@ class Session:
             watched.on = bool(decoding and started)
             watched.batch = (batch, context + steps // 2, True)
             self._engine.step()
+            row = self._engine.steps[-1]
+            watched.stepped(row.end_s - row.start_s)
         watched.on = True
         self._engine.forget()
 

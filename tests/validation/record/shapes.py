@@ -38,6 +38,25 @@ SHAPES: dict[str, Shape] = {
         "qk_norm": True,
         "moe": {"num_experts": 16, "experts_per_token": 4, "intermediate_size": 640},
     },
+    # Only to time the operator of experts: other numbers of them, other widths than the one that is judged.
+    "moe-c110m": {
+        **_dense(4, 640, 1792, 10, 5, 64, 16000, False),
+        "intermediate_size": None,
+        "qk_norm": True,
+        "moe": {"num_experts": 24, "experts_per_token": 3, "intermediate_size": 448},
+    },
+    "moe-c100m": {
+        **_dense(4, 768, 2048, 12, 4, 64, 16000, False),
+        "intermediate_size": None,
+        "qk_norm": True,
+        "moe": {"num_experts": 8, "experts_per_token": 2, "intermediate_size": 1024},
+    },
+    "moe-c112m": {
+        **_dense(4, 640, 1792, 10, 5, 64, 16000, False),
+        "intermediate_size": None,
+        "qk_norm": True,
+        "moe": {"num_experts": 32, "experts_per_token": 6, "intermediate_size": 320},
+    },
     # For a GPU.
     "llama-1b": _dense(16, 2048, 8192, 32, 8, 64, 128256, True),
     "llama-3b": _dense(28, 3072, 8192, 24, 8, 128, 128256, True),

@@ -44,6 +44,8 @@ def start_folder(folder: Folder, job: Job, engine: Engine, gpu: str) -> None:
     folder.write_once(f"hardware/models/{job.shape}.yaml", model_yaml(job.shape))
     lines = [f'  version: "{version}"']
     lines += [f"  {name}: {str(facts[name]).lower()}" for name in _ENGINE]
+    if facts.get("runner") == "CPUModelRunner":
+        lines.append("  step_time: {host: v1-cpu}")
     if "kv_cache_memory_bytes" in job.settings:
         lines.append(f"  kv_cache_memory_bytes: {job.settings['kv_cache_memory_bytes']}")
     else:

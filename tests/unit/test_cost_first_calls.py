@@ -1,0 +1,130 @@
+"""What an engine on a CPU prepares once for every count of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from servesim import api
+from servesim.analysis.kernel_table import read_kernel_table
+from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.stepwise import read_stepwise
+from servesim.config.load import load_scenario
+from servesim.config.profiles import load_gpu
+from servesim.cost.experts import Routing
+from servesim.cost.first_calls import FirstCallLaw, after, first_call_s
+from servesim.cost.step_time import StepShape, build_step_time
+from servesim.report.fitted import block_text
+
+REPORTS = Path(__file__).parents[2] / "reports" / "validation"
+RUN = REPORTS / "runs" / "cpu-core-vllm-0.32-llama-c87m"
+
+
+def law_of(folder=RUN, *overrides):
+    prepared = prepare(load_scenario(folder / "scenario.yaml", overrides))
+    return build_step_time(prepared.model, prepared.gpu, prepared.engine), prepared
+
+
+def prompt(tokens):
+    return StepShape(0, (0,), ((tokens, 0),), 1)
+
+
+def test_only_the_first_step_of_so_many_tokens_takes_longer():
+    law, prepared = law_of()
+    first_s, second_s, other_s = law.step_s(prompt(300)), law.step_s(prompt(300)), law.step_s(prompt(301))
+    # qkv, output, gate and up, down: one preparation each, for all layers.
+    kinds = (768, 768, 768, 2048)
+    extra_s = sum(first_call_s(prepared.gpu.efficiency.first_call, 300, k) for k in kinds)
+    assert first_s - second_s == pytest.approx(extra_s)
+    assert 0.005 < extra_s < 0.02
+    assert other_s - second_s > extra_s
+
+
+def test_decodes_prepare_nothing_and_runs_of_them_are_what_single_steps_are():
+    law, _ = law_of()
+    first_s, growth_s, _ = law.decode_steps(4, (400,), (4,))
+    assert law.step_s(StepShape(4, (400,), (), 4)) == pytest.approx(first_s)
+    assert law.step_s(StepShape(4, (404,), (), 4)) == pytest.approx(first_s + growth_s)
+
+
+def test_a_process_forgets_the_counts_that_it_has_not_seen_for_long():
+    law, _ = law_of()
+    first_s = law.step_s(prompt(10))
+    for tokens in range(11, 11 + 255):  # 1,024 primitives, four kinds of matrix
+        law.step_s(prompt(tokens))
+    assert law.step_s(prompt(10)) < first_s
+    for tokens in range(400, 400 + 256):
+        law.step_s(prompt(tokens))
+    assert law.step_s(prompt(10)) == pytest.approx(first_s)
+
+
+def test_a_law_can_begin_where_a_process_stands_and_others_stay_as_they_are():
+    law, _ = law_of()
+    met = after(law, [300])
+    assert met.step_s(prompt(300)) < law.step_s(prompt(300))
+    gpu = prepare(load_scenario("poisson-chat"))
+    plain = build_step_time(gpu.model, gpu.gpu, gpu.engine)
+    assert not isinstance(plain, FirstCallLaw)
+    assert after(plain, [300]) is plain
+
+
+def test_small_matrices_need_no_preparation():
+    """Those of the mixture of experts have at most 1 MiB: 1024 x 512 and 512 x 512 of two bytes."""
+    law, _ = law_of(REPORTS / "runs" / "cpu-core-vllm-0.32-moe-c130m")
+    assert law.step_s(prompt(300)) == pytest.approx(law.step_s(prompt(300)))
+
+
+def test_a_simulation_begins_with_nothing_prepared_and_repeats_itself():
+    _, prepared = law_of(RUN, "workload.num_requests=20")
+    one, two = run_prepared(prepared), run_prepared(prepared)
+    ends = [run.log.requests.columns["finish_s"] for run in (one, two)]
+    assert list(ends[0]) == list(ends[1])
+
+
+def test_recorded_runs_know_what_their_process_had_met():
+    runs = {run.name: run for run in read_stepwise(RUN)}
+    assert runs["prefill-16-r1"].rows_met == ()
+    assert runs["prefill-32-r1"].rows_met == (16, 1)
+    assert set(runs["chat-burst-r1"].rows_met) > {16, 32, 512}
+    assert set(runs["chat-30-r1"].rows_met) > set(runs["chat-burst-r1"].rows_met)
+    assert runs["prefill-16-r2"].rows_met == ()
+
+
+def test_first_calls_are_fitted_where_a_table_has_them(tmp_path):
+    pytest.importorskip("scipy")
+    rows = pd.read_csv(RUN / "kernels.csv")
+    first = rows["op"] == "gemm_first"
+    m, k = rows.loc[first, "m"], rows.loc[first, "k"]
+    rows.loc[first, "latency_us"] = 400.0 + 2.0 * m + 0.006 * m * k
+    rows.to_csv(tmp_path / "mine.csv", index=False)
+    core = REPORTS / "hardware" / "cpu-core.yaml"
+    _, fit = api.fit(core, tmp_path / "mine.csv")
+    found = fit.efficiency.first_call
+    assert found.launch_us == pytest.approx(400, rel=0.02)
+    assert found.per_row_us == pytest.approx(2, rel=0.05)
+    assert found.per_row_k_ns == pytest.approx(6, rel=0.02)
+    assert "first_call: {launch_us: 4" in block_text(fit) or "first_call: {launch_us: 39" in block_text(fit)
+    rows[~first].to_csv(tmp_path / "none.csv", index=False)
+    _, fit = api.fit(core, tmp_path / "none.csv")
+    assert fit.efficiency.first_call is None
+    assert "first_call" not in block_text(fit)
+
+
+def test_uniform_routing_of_a_table_is_that_of_the_law():
+    core = REPORTS / "hardware" / "cpu-core.yaml"
+    rows = read_kernel_table(load_gpu(core), RUN / "kernels.csv").rows("moe", "bf16")
+    row = rows[(rows["num_experts"] == 24) & (rows["m"] == 8)].iloc[0]
+    load = Routing(24, 3).load(8)
+    assert (row["experts"], row["tile_rows"]) == (load.experts, load.tile_rows)
+
+
+def test_norms_of_queries_and_keys_are_kernels_of_their_own_without_compilation():
+    folder = REPORTS / "runs" / "cpu-core-vllm-0.32-moe-c130m"
+    eager, prepared = law_of(folder)
+    compiled, _ = law_of(folder, "engine.enforce_eager=false")
+    launch_s = prepared.gpu.efficiency.elementwise_launch_s
+    bytes_s = 2 * (8 + 4) * 64 * 100 / prepared.gpu.efficiency.elementwise_bytes_per_s
+    expected_s = 2 * 6 * (launch_s + bytes_s)
+    assert eager._law.gpu_s(prompt(100)) - compiled._law.gpu_s(prompt(100)) == pytest.approx(expected_s)
