@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from servesim.api import (
         Comparison,
+        FleetPlan,
         PairedReplications,
         Replicated,
         Result,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         check,
         compare,
         load,
+        plan,
         replicate,
         replicate_compared,
         sensitivity,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
+    "FleetPlan",
     "PairedReplications",
     "Replicated",
     "Result",
@@ -44,6 +47,7 @@ __all__ = [
     "check",
     "compare",
     "load",
+    "plan",
     "replicate",
     "replicate_compared",
     "sensitivity",

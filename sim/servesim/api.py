@@ -21,11 +21,13 @@ from servesim.cost.step_time import build_step_time
 from servesim.engine.step_trace import Replay, Step, trace_head
 from servesim.errors import CalibrationError, ConfigError, Problem, did_you_mean
 from servesim.studies import (
+    FleetPlan,
     PairedReplications,
     Replicated,
     SensitivityStudy,
     Sweep,
     loaded_scenario,
+    plan,
     replicate,
     replicate_compared,
     sensitivity,
@@ -44,6 +46,7 @@ __all__ = [
     "Accuracy",
     "Calibrations",
     "Comparison",
+    "FleetPlan",
     "PairedReplications",
     "Replicated",
     "Result",
@@ -55,6 +58,7 @@ __all__ = [
     "compare",
     "fit",
     "load",
+    "plan",
     "replicate",
     "replicate_compared",
     "sensitivity",
