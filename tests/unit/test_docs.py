@@ -113,7 +113,7 @@ def tried(words: list[str]) -> str:
 def test_every_command_of_the_readme_can_be_given(desk: Path) -> None:
     ours = [words for words in shell_lines() if words[0] == PROGRAM]
     names = {tried(words[1 : words.index(">") if ">" in words else None]) for words in ours}
-    assert names == {"run", "compare", "sweep", "sensitivity", "check", "schema"}
+    assert names == {"run", "compare", "sweep", "sensitivity", "plan", "check", "schema"}
 
 
 def test_other_shell_lines_are_make_targets_and_copies() -> None:
@@ -212,6 +212,15 @@ def test_the_comparison_is_current(desk: Path) -> None:
     _, given = parsed(words[1:])
     comparison = api.compare(given["a"], given["b"], overrides=given["set_"])
     assert_shortened(excerpt("B to A"), str(comparison))
+
+
+def test_the_plan_is_current() -> None:
+    [words] = [line for line in shell_lines() if line[1] == "plan"]
+    _, given = parsed(words[1:])
+    axes = [f"hardware.gpu={given['gpus']}", f"engine.tensor_parallel_size={given['tensor_parallel']}"]
+    limits = [f"slo.{text}" for text in given["slo"]]
+    found = api.plan(given["scenario"], given["rate"], axes, overrides=limits, jobs=2)
+    assert_shortened(excerpt("TPOT: bandwidth"), str(found))
 
 
 def test_the_check_of_excerpts_sees_an_old_figure() -> None:

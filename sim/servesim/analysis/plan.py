@@ -27,8 +27,7 @@ CHANCE = 0.9
 LOOKS = (4, 8)
 """Trials after which a fleet is looked at; the first look is enough where it decides."""
 _COUNTED = 2500  # requests of a trial, about
-_DEARER = 1.5  # how much dearer than the best so far a fleet may be to be tried more than once
-_FAR_DEARER = 2.0  # and to be tried at all
+_DEARER = 1.5  # how much dearer than the best so far a fleet may be to be looked at further
 _CONTENDERS = 3
 _MOST_REPLICAS = 4096
 
@@ -249,10 +248,11 @@ def _screen(one: Candidate, question: PlanQuestion, state: _State) -> Search:
     replicas = max(one.least, math.ceil(question.rate_per_s / likely)) if likely else 2 * one.least
     high: int | None = None
     while high is None or high - low > 1:
-        dear = replicas * one.unit > _FAR_DEARER * state.cheapest
-        if high is None and (_over_budget(one, replicas, question) or dear or replicas > _MOST_REPLICAS):
+        most = _most(one, question, state)
+        if high is None and low >= most:
             one.lost = _why_dear(one, low, question)
             return
+        replicas = replicas if high is not None else min(replicas, most)
         trials = yield _tasks(one, question, replicas, range(1))
         fleet = one.tried[replicas] = Fleet(replicas, tuple(trials))
         if fleet.verdict == "kept":
@@ -260,11 +260,19 @@ def _screen(one: Candidate, question: PlanQuestion, state: _State) -> Search:
             state.cheapest = min(state.cheapest, replicas * one.unit)
         else:
             low = replicas
-        if high is not None and (low + 1) * one.unit > _FAR_DEARER * state.cheapest:
-            return
         # Far off, P99s fall faster than with the replicas.
         further = min(1.6, max(1.15, fleet.trials[0].attained ** 0.4))
         replicas = math.ceil(low * further) if high is None else (low + high) // 2
+
+
+def _most(one: Candidate, question: PlanQuestion, state: _State) -> int:
+    """Replicas that the budget, and what is known of the others, allow."""
+    most = _MOST_REPLICAS
+    if state.cheapest < math.inf:
+        most = min(most, math.floor(_DEARER * state.cheapest / one.unit + 1e-9))
+    if question.budget_usd_per_hour is not None and one.usd_per_replica_hour:
+        most = min(most, math.floor(question.budget_usd_per_hour / one.usd_per_replica_hour + 1e-9))
+    return most
 
 
 def _why_dear(one: Candidate, missed: int, question: PlanQuestion) -> str:
@@ -272,7 +280,9 @@ def _why_dear(one: Candidate, missed: int, question: PlanQuestion) -> str:
     miss = "" if fleet is None else _miss(fleet)
     if _over_budget(one, missed + 1, question):
         return f"over the budget{miss}"
-    return f"more than {_FAR_DEARER:g} times as dear as the best{miss}"
+    if missed >= _MOST_REPLICAS:
+        return f"needs more than {_MOST_REPLICAS:,} replicas{miss}"
+    return f"more than {_DEARER:g} times as dear as the best{miss}"
 
 
 def _miss(fleet: Fleet) -> str:
