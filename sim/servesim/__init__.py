@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from servesim.api import (
         Comparison,
         Explained,
+        FleetPlan,
         PairedReplications,
         Replicated,
         Result,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         compare,
         explain,
         load,
+        plan,
         replicate,
         replicate_compared,
         sensitivity,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Explained",
+    "FleetPlan",
     "PairedReplications",
     "Replicated",
     "Result",
@@ -48,6 +51,7 @@ __all__ = [
     "compare",
     "explain",
     "load",
+    "plan",
     "replicate",
     "replicate_compared",
     "sensitivity",

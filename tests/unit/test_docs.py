@@ -121,6 +121,7 @@ def test_every_command_of_the_readme_can_be_given(desk: Path) -> None:
         "sweep",
         "sensitivity",
         "explain",
+        "plan",
         "check",
         "schema",
         "fragmentation",
@@ -239,6 +240,15 @@ def test_the_table_of_the_fragmentation_lab_is_current(desk: Path) -> None:
     _, given = parsed(words[1:])
     report = api.fragmentation(given["scenario"], overrides=given["set_"] or (), block_sizes=(), maps=False)
     assert_shortened(excerpt("Batch that fits, by closed form"), str(report))
+
+
+def test_the_plan_is_current() -> None:
+    [words] = [line for line in shell_lines() if line[1] == "plan"]
+    _, given = parsed(words[1:])
+    axes = [f"hardware.gpu={given['gpus']}", f"engine.tensor_parallel_size={given['tensor_parallel']}"]
+    limits = [f"slo.{text}" for text in given["slo"]]
+    found = api.plan(given["scenario"], given["rate"], axes, overrides=limits, jobs=2)
+    assert_shortened(excerpt("TPOT: bandwidth"), str(found))
 
 
 def test_the_check_of_excerpts_sees_an_old_figure() -> None:

@@ -36,6 +36,11 @@ class Caveat(Enum):
         "latencies depend on the length of the run",
         "lower the request rate, or add capacity",
     )
+    SAMPLED = (
+        "{simulated:,} of {replicas:,} equal replicas were simulated and stand for all: requests and tokens "
+        "are counted of these, rates of the whole fleet",
+        "raise hardware.simulated_replicas for tails that are more sure",
+    )
     BURST = (
         "all requests arrived at once: TTFT is mostly time in the queue",
         "set a request rate to see latencies under steady traffic",

@@ -27,7 +27,7 @@ from servesim.config.workload import (
 from servesim.cost.host import host_profile
 from servesim.workload.altered import AlteredWorkload, burstier, private_share, scaled_lengths
 
-__all__ = ["Input", "faster_compute", "faster_links", "faster_memory", "inputs_of"]
+__all__ = ["Input", "faster_compute", "faster_links", "faster_memory", "inputs_of", "longer_launches"]
 
 R = TypeVar("R", bound=Record)
 Move = Callable[[LoadedScenario, float], Prepared]
@@ -65,7 +65,7 @@ def _hardware(loaded: LoadedScenario) -> Iterator[Input]:
         return
     yield Input("memory_rate", "Memory bandwidth reached", _of_gpu(faster_memory))
     yield Input("compute_rate", "Compute rate reached", _of_gpu(faster_compute))
-    yield Input("launch", "Launch times of kernels", _of_gpu(_longer_launches))
+    yield Input("launch", "Launch times of kernels", _of_gpu(longer_launches))
     if loaded.scenario.engine.tensor_parallel_size > 1:
         yield Input("link_rate", "Link bandwidth reached", _of_gpu(faster_links))
     prepared = prepare(loaded)
@@ -114,7 +114,8 @@ def faster_compute(gpu: GpuProfile, factor: float) -> GpuProfile:
     return gpu.model_copy(update={"peak_flops_per_s": rates})
 
 
-def _longer_launches(gpu: GpuProfile, factor: float) -> GpuProfile:
+def longer_launches(gpu: GpuProfile, factor: float) -> GpuProfile:
+    """The GPU with the launch times of its kernels multiplied."""
     return gpu.model_copy(update={"efficiency": _scaled(gpu.efficiency, "launch_s", factor)})
 
 

@@ -22,7 +22,8 @@ def judge(run: Run, summary: Summary, line: Timeline) -> tuple[Warned, ...]:
 
 
 def queue_growth(line: Timeline, first_arrival_s: float, last_arrival_s: float) -> float:
-    """Slope of the waiting queue, in requests per second, over the second half of the arrivals' time.
+    """Slope of the waiting queue (of a fleet: all queues), in requests per second, over the second half of
+    the arrivals' time.
 
     Least squares on 20 time-binned means; 0 when the arrivals take no time. The first half is left
     out because a queue that fills at the begin is not overload.
@@ -33,7 +34,7 @@ def queue_growth(line: Timeline, first_arrival_s: float, last_arrival_s: float) 
     edges_s = np.linspace(middle_s, last_arrival_s, 21)
     waiting = line.columns["waiting"]
     slope, _ = np.polyfit(edges_s[:-1], line.bin_means(edges_s, waiting, waiting), 1)
-    return float(slope)
+    return float(slope) * max(1, len(line.parts))
 
 
 def _ends(run: Run, summary: Summary) -> Iterator[Warned]:
@@ -48,6 +49,9 @@ def _ends(run: Run, summary: Summary) -> Iterator[Warned]:
         yield Caveat.NOTHING_COMPLETED.say()
     if summary.failed:
         yield Caveat.REFUSED.say(failed=summary.failed, arrived=arrived, max_model_len=limit)
+    hardware = run.scenario.hardware
+    if hardware.num_simulated < hardware.replicas:
+        yield Caveat.SAMPLED.say(simulated=hardware.num_simulated, replicas=hardware.replicas)
     if cut:
         yield Caveat.CUT_SHORT.say(cut=cut, arrived=arrived, max_model_len=limit)
 

@@ -66,6 +66,7 @@ def summarise(run: Run) -> Summary:
     failed = int((column["status"] == _STATUS["refused"]).sum())
     rate, burstiness, concurrency = _arrival_settings(run)
     engine, price_usd = scenario.engine, run.gpu.price_per_hour_usd
+    stands_for = scenario.hardware.replicas / scenario.hardware.num_simulated
     num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size * scenario.hardware.replicas
     summary = Summary(
         name=scenario.name,
@@ -80,18 +81,18 @@ def summarise(run: Run) -> Summary:
         request_rate=rate,
         burstiness=burstiness,
         max_concurrency=concurrency,
-        offered_rate=(len(arrival_s) - 1) / (last_s - first_s) if last_s > first_s else math.inf,
+        offered_rate=(len(arrival_s) - 1) * stands_for / (last_s - first_s) if last_s > first_s else math.inf,
         duration_s=duration_s,
         completed=completed,
         failed=failed,
         unfinished=len(arrival_s) - completed - failed,
         total_input_tokens=total_input,
         total_output_tokens=total_output,
-        request_throughput=_per(completed, duration_s),
-        request_goodput=_per(good, duration_s) if slo else None,
-        output_throughput=_per(total_output, duration_s),
-        total_token_throughput=_per(total_input + total_output, duration_s),
-        max_output_tokens_per_s=max_output_tokens_per_s,
+        request_throughput=_per(completed * stands_for, duration_s),
+        request_goodput=_per(good * stands_for, duration_s) if slo else None,
+        output_throughput=_per(total_output * stands_for, duration_s),
+        total_token_throughput=_per((total_input + total_output) * stands_for, duration_s),
+        max_output_tokens_per_s=max_output_tokens_per_s * stands_for,
         max_concurrent_requests=_max_concurrent(arrival_s[done], finish_s),
         ttft=distribution(times.ttft_s[done]),
         tpot=distribution(times.tpot_s[done & ~np.isnan(times.tpot_s)]),
@@ -201,14 +202,15 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
     num_steps = int(of["steps"].sum())
     horizon_s = line.horizon_s
     queued = of["waiting"] > 0
+    total_s = line.total_s
     busy_s = float(line.duration_s[of["steps"] > 0].sum())
     tokens = of["decodes"] + of["prefill_tokens"]
     draft_tokens = log.counters.get("spec_decode_num_draft_tokens", 0)
     return Load(
         horizon_s=horizon_s,
         num_steps=num_steps,
-        busy_share=_per(busy_s, horizon_s),
-        queue_share=_per(float(line.duration_s[queued].sum()), horizon_s),
+        busy_share=_per(busy_s, total_s),
+        queue_share=_per(float(line.duration_s[queued].sum()), total_s),
         mean_running=line.mean(of["running"], of["running"]),
         peak_running=int(of["running"].max(initial=0)),
         mean_running_in_queue=line.mean(of["running"], of["running"], queued),

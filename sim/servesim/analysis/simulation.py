@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -13,17 +14,22 @@ from servesim.config.engine_profile import profiled_engine
 from servesim.config.load import LoadedScenario
 from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
 from servesim.config.scenario import EngineConfig
+from servesim.config.workload import ClosedLoopArrivals
 from servesim.cost.first_calls import after
 from servesim.cost.memory import MemoryBudget, memory_budget
 from servesim.cost.step_time import StepTime, build_step_time
 from servesim.engine.acceptance import build_acceptance
 from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
-from servesim.engine.loop import simulate
+from servesim.engine.events import Log
+from servesim.engine.loop import Replica, simulate, simulate_fleet
+from servesim.engine.router import BLIND, blind_route, build_route
 from servesim.engine.scheduler import Scheduler
 from servesim.engine.step_trace import NotedAcceptance, Step, trace_head, trace_steps
+from servesim.errors import ConfigError, Problem
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
+from servesim.workload.routed import shares
 
 __all__ = ["Prepared", "prepare", "run_prepared"]
 
@@ -99,7 +105,40 @@ def run_prepared(
     engine, loaded = prepared.engine, prepared.loaded
     step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
     step_time = after(step_time, prepared.rows_met)
-    accept = None
+    resolved = loaded.scenario.model_copy(update={"engine": engine})
+    depth = 2 if engine.async_scheduling else 1
+    if loaded.scenario.hardware.replicas > 1:
+        if step_trace is not None or observe is not None:
+            step = "set hardware.replicas to 1"
+            what = "a step trace" if step_trace is not None else "a memory map"
+            problem = Problem(f"{what} is of one engine", path="hardware.replicas", next_step=step)
+            raise ConfigError(problem)
+        serve = partial(simulate_fleet, pipeline_depth=depth, on_end=on_end, stop=stop)
+        log = Log.of_fleet(_fleet(prepared, step_time, serve))
+        return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)
+    observed = observe is not None
+    replica, accept = _replica(
+        prepared, step_time, one_by_one=step_trace is not None or observed, track_ids=observed
+    )
+    scheduler = replica.scheduler
+    if observe is not None:
+        observe(scheduler)
+    recorder = None
+    if step_trace is not None:
+        step_trace(trace_head(engine.version, resolved.model_dump(mode="json")))
+        recorder = trace_steps(scheduler, step_trace, accept)
+    watched = watch(scheduler, step_time)
+    log = simulate(prepared.workload, scheduler, watched, pipeline_depth=depth, on_end=on_end, stop=stop)
+    if step_trace is not None and recorder is not None:
+        step_trace({"summary": recorder.summary()})
+    return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)
+
+
+def _replica(
+    prepared: Prepared, step_time: StepTime, *, one_by_one: bool = False, track_ids: bool = False
+) -> tuple[Replica, NotedAcceptance | None]:
+    """An engine with an empty cache, and what says which drafts it accepts."""
+    engine, loaded, accept = prepared.engine, prepared.loaded, None
     if engine.speculative is not None:
         law = build_acceptance(
             engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
@@ -110,28 +149,35 @@ def run_prepared(
         engine,
         prepared.memory,
         step_time.windows,
-        one_by_one=step_trace is not None or observe is not None,
-        track_ids=observe is not None,
+        one_by_one=one_by_one,
+        track_ids=track_ids,
         accept=accept,
         sampling=sampling,
         beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
     )
-    if observe is not None:
-        observe(scheduler)
-    step_time = watch(scheduler, step_time)
-    resolved = loaded.scenario.model_copy(update={"engine": engine})
-    recorder = None
-    if step_trace is not None:
-        step_trace(trace_head(engine.version, resolved.model_dump(mode="json")))
-        recorder = trace_steps(scheduler, step_trace, accept)
-    log = simulate(
-        prepared.workload,
-        scheduler,
-        step_time,
-        pipeline_depth=2 if engine.async_scheduling else 1,
-        on_end=on_end,
-        stop=stop,
-    )
-    if step_trace is not None and recorder is not None:
-        step_trace({"summary": recorder.summary()})
-    return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)
+    return Replica(scheduler, step_time), accept
+
+
+def _fleet(prepared: Prepared, step_time: StepTime, serve: Callable[..., list[Log]]) -> list[Log]:
+    """The log of every replica that is simulated.
+
+    A router that looks at no replica splits the requests in advance, if none of them waits for another one,
+    or if not all replicas are simulated: then what follows on a request goes where that went.
+    """
+    scenario, workload = prepared.loaded.scenario, prepared.workload
+    hardware, count = scenario.hardware, scenario.hardware.num_simulated
+    closed = isinstance(scenario.workload.arrivals, ClosedLoopArrivals)
+    waits_for_nothing = scenario.workload.sessions is None and not closed
+    sampled = count < hardware.replicas
+    if sampled and closed:
+        step = "remove it, or describe the arrivals by a rate"
+        raise ConfigError(
+            Problem("does not go with a closed loop", path="hardware.simulated_replicas", next_step=step)
+        )
+    replicas = [_replica(prepared, step_time)[0] for _ in range(count)]
+    if hardware.router in BLIND and (waits_for_nothing or sampled):
+        parts = shares(workload, blind_route(hardware.router, hardware.replicas, scenario.seed), count)
+        pairs = zip(parts, replicas, strict=True)
+        return [serve(part, [one], lambda request: 0)[0] for part, one in pairs]
+    route = build_route(hardware.router, [one.scheduler for one in replicas], scenario.seed)
+    return serve(workload, replicas, route, waits_for_nothing=waits_for_nothing)

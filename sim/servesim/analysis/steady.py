@@ -14,7 +14,7 @@ from servesim.analysis.warmup import arrival_span_s
 from servesim.config.workload import BurstArrivals
 from servesim.engine.events import Log
 
-__all__ = ["has_steady_state", "steady_summary"]
+__all__ = ["has_steady_state", "steady_summary", "steady_window_s"]
 
 Mask = NDArray[np.bool_]
 
@@ -31,16 +31,21 @@ def steady_summary(run: Run, cut: float) -> Summary:
     empties around them. Means over time and throughputs are of the steps between these two instants. The
     prefix cache's hits are those at first admission; inter-token gaps of several steps are of the whole run.
     """
-    first_s, last_s = arrival_span_s(run)
-    e2e_s = request_times(run.log).e2e_s
-    drain_s = float(np.nanquantile(e2e_s, 0.9)) if np.isfinite(e2e_s).any() else 0.0
-    begin_s = first_s + cut * (last_s - first_s)
-    end_s = max(last_s - drain_s, (begin_s + last_s) / 2)
+    begin_s, end_s = steady_window_s(run, cut)
     log = _between(run.log, begin_s, end_s)
     summary = summarise(replace(run, log=log))
     if not len(log.requests) or not len(log.steps):
         return summary
     return _with_rates(summary, run.log, log, begin_s, end_s)
+
+
+def steady_window_s(run: Run, cut: float) -> tuple[float, float]:
+    """When the requests arrive that ``steady_summary`` counts."""
+    first_s, last_s = arrival_span_s(run)
+    e2e_s = request_times(run.log).e2e_s
+    drain_s = float(np.nanquantile(e2e_s, 0.9)) if np.isfinite(e2e_s).any() else 0.0
+    begin_s = first_s + cut * (last_s - first_s)
+    return begin_s, max(last_s - drain_s, (begin_s + last_s) / 2)
 
 
 def _between(log: Log, begin_s: float, end_s: float) -> Log:

@@ -45,6 +45,7 @@ def requests_frame(log: Log) -> pd.DataFrame:
             "e2e_s": times.e2e_s,
         }
     )
+    _name_replicas(frame, log.requests.parts)
     return frame.sort_values("index", kind="stable", ignore_index=True)
 
 
@@ -57,7 +58,7 @@ def steps_frame(log: Log) -> pd.DataFrame:
     import pandas as pd
 
     column = {name: np.array(values) for name, values in log.steps.columns.items()}
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "start_s": column["start_s"],
             "end_s": _end_s(log.steps),
@@ -66,6 +67,8 @@ def steps_frame(log: Log) -> pd.DataFrame:
             **{name: column[name] for name in _STEP_COLUMNS},
         }
     )
+    _name_replicas(frame, log.steps.parts)
+    return frame
 
 
 def kv_frame(log: Log) -> pd.DataFrame:
@@ -77,7 +80,7 @@ def kv_frame(log: Log) -> pd.DataFrame:
 
     column = log.steps.columns
     names = (*KV_CLASSES, "logical")
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "start_s": np.array(column["start_s"]),
             "end_s": _end_s(log.steps),
@@ -85,11 +88,19 @@ def kv_frame(log: Log) -> pd.DataFrame:
             **{f"end_{name}": np.array(column[f"end_kv_{name}"]) for name in names},
         }
     )
+    _name_replicas(frame, log.steps.parts)
+    return frame
 
 
 def to_csv(frame: pd.DataFrame) -> str:
     """CSV text, the same bytes for the same frame: LF line ends, 12 significant digits, empty for NaN."""
     return frame.to_csv(index=False, lineterminator="\n", float_format="%.12g")
+
+
+def _name_replicas(frame: pd.DataFrame, parts: tuple[int, ...]) -> None:
+    """Put the replica into the rows of a fleet, counted from 0."""
+    if parts:
+        frame.insert(0, "replica", np.repeat(np.arange(len(parts)), parts))
 
 
 def _end_s(steps: StepLog) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +43,17 @@ class Timeline:
     first_s: Floats
     growth_s: Floats
     columns: Mapping[str, Integers]
+    parts: tuple[slice, ...] = ()
+    """Rows of each replica of a fleet, all over the same time; means are then means per replica."""
 
     @property
     def horizon_s(self) -> float:
         """Time from the first arrival to the end of the last step."""
+        return self.total_s / max(1, len(self.parts))
+
+    @property
+    def total_s(self) -> float:
+        """The horizons of all replicas together."""
         return float(self.duration_s.sum())
 
     def __len__(self) -> int:
@@ -77,8 +85,20 @@ class Timeline:
         total_s = float(duration_s.sum())
         return float(integral.sum()) / total_s if total_s > 0 else float("nan")
 
+    def _part(self, rows: slice) -> Timeline:
+        return Timeline(
+            self.start_s[rows],
+            self.duration_s[rows],
+            self.first_s[rows],
+            self.growth_s[rows],
+            {name: values[rows] for name, values in self.columns.items()},
+        )
+
     def bin_means(self, edges_s: Floats, first: Integers, last: Integers) -> Floats:
         """Time-weighted means between edges; inside a row the quantity is a straight line in time."""
+        if self.parts:
+            each = [self._part(rows).bin_means(edges_s, first[rows], last[rows]) for rows in self.parts]
+            return np.asarray(np.mean(each, axis=0))
         begin, duration_s = self.start_s, self.duration_s
         change = last - first
         cumulated = np.concatenate(([0.0], np.cumsum((first + change / 2) * duration_s)))
@@ -93,6 +113,62 @@ def timeline(steps: StepLog, begin_s: float) -> Timeline:
     """The log's rows from ``begin_s`` (the first arrival) on, with idle rows put into the holes."""
     floats = {name: np.array(steps.columns[name], dtype=np.float64) for name in StepLog.floats}
     integers = {name: np.array(steps.columns[name], dtype=np.int64) for name in StepLog.integers}
+    if not steps.parts:
+        return _one_engine(floats, integers, begin_s)
+    ends = np.cumsum((0, *steps.parts))
+    rows = [slice(a, b) for a, b in itertools.pairwise(ends.tolist())]
+    lines = [
+        _one_engine(
+            {name: of[part] for name, of in floats.items()},
+            {name: of[part] for name, of in integers.items()},
+            begin_s,
+        )
+        for part in rows
+    ]
+    return _side_by_side(lines, begin_s)
+
+
+def _side_by_side(lines: Sequence[Timeline], begin_s: float) -> Timeline:
+    """The replicas' rows one after another, each replica idle from its last step to the last one of all."""
+    longest = max(lines, key=lambda line: line.horizon_s)
+    if not len(longest):
+        return longest
+    pool = sum(int(longest.columns[f"kv_{name}"][0]) for name in KV_CLASSES)
+    lines = [_until(line, begin_s, begin_s + longest.horizon_s, pool) for line in lines]
+    ends = np.cumsum([0, *map(len, lines)]).tolist()
+
+    def joined(name: str) -> Floats:
+        return np.concatenate([getattr(line, name) for line in lines])
+
+    return Timeline(
+        joined("start_s"),
+        joined("duration_s"),
+        joined("first_s"),
+        joined("growth_s"),
+        {name: np.concatenate([line.columns[name] for line in lines]) for name in StepLog.integers},
+        tuple(slice(a, b) for a, b in itertools.pairwise(ends)),
+    )
+
+
+def _until(line: Timeline, begin_s: float, end_s: float, pool: int) -> Timeline:
+    """The line with an idle row at its end."""
+    last_s = begin_s + line.horizon_s
+    if not last_s < end_s:
+        return line
+    idle = dict.fromkeys(StepLog.integers, 0)
+    cached = int(line.columns["end_kv_cached"][-1]) if len(line) else 0
+    idle |= {"kv_cached": cached, "end_kv_cached": cached}
+    idle |= {"kv_free": pool - cached, "end_kv_free": pool - cached}
+    return Timeline(
+        np.append(line.start_s, last_s),
+        np.append(line.duration_s, end_s - last_s),
+        np.append(line.first_s, 0.0),
+        np.append(line.growth_s, 0.0),
+        {name: np.append(values, idle[name]) for name, values in line.columns.items()},
+    )
+
+
+def _one_engine(floats: Mapping[str, Floats], integers: Mapping[str, Integers], begin_s: float) -> Timeline:
     start_s = floats["start_s"]
     duration_s = _row_duration_s(integers["steps"], floats["first_s"], floats["growth_s"])
     before_s = np.concatenate(([begin_s], start_s + duration_s))[: len(start_s)]

@@ -19,11 +19,13 @@ __all__ = [
     "HardwareConfig",
     "LinearStepTime",
     "OperatorStepTime",
+    "Router",
     "Scenario",
     "SloConfig",
 ]
 
 EngineVersion = Literal["0.6", "0.11", "0.19", "0.22", "0.26", "0.32", "0.33"]
+Router = Literal["round-robin", "random", "least-outstanding", "least-kv", "prefix-affinity"]
 
 
 class HardwareConfig(Record):
@@ -31,8 +33,32 @@ class HardwareConfig(Record):
 
     gpu: str
     """Name of a file in hardware/gpus, or a path to one."""
-    replicas: Literal[1] = 1
-    """Number of independent engines. Only 1 for now: fleets are not modelled yet (docs/limits.md)."""
+    replicas: int = Field(default=1, ge=1, le=100_000)
+    """Equal engines behind a router."""
+    router: Router = "round-robin"
+    """Who gets the next request (docs/planning.md). least-outstanding: the engine with the fewest requests;
+    least-kv: with the least KV memory in use; prefix-affinity: the one that was sent most of the prompt
+    before, unless it has far more to do than others."""
+    simulated_replicas: int | None = Field(default=None, ge=1)
+    """Simulate so many of the replicas and let them stand for the rest, which are statistically equal under
+    round-robin and random; empty simulates all."""
+
+    @property
+    def num_simulated(self) -> int:
+        """Replicas that are simulated."""
+        return min(self.replicas, self.simulated_replicas or self.replicas)
+
+    @model_validator(mode="after")
+    def _samples_equals(self) -> HardwareConfig:
+        if self.simulated_replicas is None or self.simulated_replicas >= self.replicas:
+            return self
+        if self.router not in ("round-robin", "random"):
+            raise RuleError(
+                f"does not go with router: {self.router} (what one replica gets depends on all others)",
+                path=("simulated_replicas",),
+                next_step="remove it, or choose round-robin or random",
+            )
+        return self
 
 
 class OperatorStepTime(Record):

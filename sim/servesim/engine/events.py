@@ -7,6 +7,8 @@ All times are simulated seconds since the first arrival's clock started.
 from __future__ import annotations
 
 from array import array
+from collections import Counter
+from collections.abc import Sequence
 from copy import copy
 from struct import Struct
 from typing import Any, Self
@@ -25,6 +27,8 @@ class _Rows:
     def __init__(self, floats: tuple[str, ...], integers: tuple[str, ...]) -> None:
         self._row = np.dtype([*((name, "<f8") for name in floats), *((name, "<i8") for name in integers)])
         self._bytes = bytearray()
+        self.parts: tuple[int, ...] = ()
+        """Rows of each replica, one after another, in the log of a fleet; empty for one engine."""
         self._ready()
 
     def _ready(self) -> None:
@@ -41,8 +45,17 @@ class _Rows:
         """A log of those rows alone."""
         part = copy(self)
         part._bytes = bytearray(np.frombuffer(bytes(self._bytes), dtype=self._row)[kept].tobytes())
+        part.parts = tuple(int(one.sum()) for one in np.split(kept, np.cumsum(self.parts)[:-1]) if self.parts)
         part._ready()
         return part
+
+    def beside(self, others: Sequence[Self]) -> Self:
+        """A log of this replica and of others like it."""
+        whole, logs = copy(self), (self, *others)
+        whole._bytes = bytearray().join(one._bytes for one in logs)
+        whole.parts = tuple(map(len, logs))
+        whole._ready()
+        return whole
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -152,3 +165,18 @@ class Log:
         """prefix_cache_queries, prefix_cache_hits (tokens), preemptions, evicted_blocks, ..."""
         self.end_s = 0.0
         self.interrupted = False
+
+    @classmethod
+    def of_fleet(cls, logs: Sequence[Log]) -> Log:
+        """The log of several replicas: their rows one after another, their counters added up."""
+        whole, (first, *others) = cls(), logs
+        whole.steps = first.steps.beside([one.steps for one in others])
+        whole.requests = first.requests.beside([one.requests for one in others])
+        counters = Counter[str]()
+        for log in logs:
+            whole.itl_gaps_s.extend(log.itl_gaps_s)
+            counters.update(log.counters)
+        whole.counters = dict(counters)
+        whole.end_s = max(log.end_s for log in logs)
+        whole.interrupted = any(log.interrupted for log in logs)
+        return whole

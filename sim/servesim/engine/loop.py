@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from heapq import heappop, heappush
+from math import inf, nextafter
+from typing import Any, NamedTuple
 
 import simpy
 
@@ -19,9 +21,16 @@ from servesim.engine.scheduler import Scheduler
 from servesim.engine.state import Plan, Status
 from servesim.workload.request import Request, Workload
 
-__all__ = ["Engine", "simulate"]
+__all__ = ["Engine", "Replica", "simulate", "simulate_fleet"]
 
 Process = Generator[simpy.Event, Any, None]
+
+
+class Replica(NamedTuple):
+    """What one engine of a fleet is made of."""
+
+    scheduler: Scheduler
+    step_time: StepTime
 
 
 def simulate(
@@ -38,14 +47,46 @@ def simulate(
     ``on_end(now_s)`` is called after each request that ends. Once ``stop()`` is true the simulation ends
     early, and the log says so.
     """
+    replicas = [Replica(scheduler, step_time)]
+    return simulate_fleet(
+        workload, replicas, lambda request: 0, pipeline_depth=pipeline_depth, on_end=on_end, stop=stop
+    )[0]
+
+
+def simulate_fleet(
+    workload: Workload,
+    replicas: Sequence[Replica],
+    route: Callable[[Request], int],
+    *,
+    pipeline_depth: int = 1,
+    waits_for_nothing: bool = False,
+    on_end: Callable[[float], None] = lambda now_s: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Log]:
+    """Serve a workload by several engines; a log for each.
+
+    ``route(request)`` names the replica that gets a request, at the instant it arrives: every step that ended
+    before is committed. ``waits_for_nothing``: no request of the workload waits for another one to end, so
+    that engines meet at arrivals only, which is faster.
+    """
     env = simpy.Environment()
-    log = Log(scheduler.kv.account, len(scheduler.kv.levels()))
+    logs = [Log(one.scheduler.kv.account, len(one.scheduler.kv.levels())) for one in replicas]
+    due_s: list[float] = []  # when requests will be submitted, soonest first
+
+    def submit(request: Request) -> None:
+        engines[route(request)].submit(request)
 
     def submit_later(request: Request) -> None:
+        def arrived(_: simpy.Event) -> None:
+            heappop(due_s)
+            submit(request)
+
         if request.arrival_s <= env.now:
-            engine.submit(request)
+            submit(request)
         else:
-            env.timeout(request.arrival_s - env.now).callbacks.append(lambda _: engine.submit(request))
+            delay_s = request.arrival_s - env.now
+            heappush(due_s, env.now + delay_s)
+            env.timeout(delay_s).callbacks.append(arrived)
 
     def ended(request: Request, now_s: float) -> None:
         on_end(now_s)
@@ -56,17 +97,32 @@ def simulate(
     def arrive() -> Process:
         for request in workload.arrivals():
             if request.arrival_s > env.now:
-                yield env.timeout(request.arrival_s - env.now)
-            if log.interrupted:
+                delay_s = request.arrival_s - env.now
+                heappush(due_s, env.now + delay_s)  # as SimPy rounds it
+                yield env.timeout(delay_s)
+                heappop(due_s)
+            if any(log.interrupted for log in logs):
                 return
-            engine.submit(request)
+            submit(request)
 
-    engine = Engine(env, scheduler, step_time, log, pipeline_depth=pipeline_depth, on_end=ended, stop=stop)
+    def next_submission_s() -> float:
+        return due_s[0] if due_s else inf
+
+    def next_event_s() -> float:
+        # Another engine that wakes at the same instant must not be waited for: it would wait, too.
+        return min(due_s[0] if due_s else inf, nextafter(env.peek(), inf))
+
     env.process(arrive())
+    meeting = env.peek if len(replicas) == 1 else next_submission_s if waits_for_nothing else next_event_s
+    engines = [
+        Engine(env, *one, log, pipeline_depth=pipeline_depth, next_event_s=meeting, on_end=ended, stop=stop)
+        for one, log in zip(replicas, logs, strict=True)
+    ]
     with _without_garbage_collection():
         env.run()
-    engine.close()
-    return log
+    for engine in engines:
+        engine.close()
+    return logs
 
 
 @contextmanager
@@ -91,8 +147,8 @@ class Engine:
     is scheduled while the GPU computes this one. ``on_end(request, now_s)`` is called for each request that
     ends or is refused.
 
-    The engine keeps its own clock and lets simulated time catch up only when some other event is due before
-    its step ends; until then nothing outside can matter.
+    The engine keeps its own clock and lets simulated time catch up only when something that may matter to it
+    is due before its step ends: ``next_event_s()`` is when.
     """
 
     def __init__(
@@ -103,6 +159,7 @@ class Engine:
         log: Log,
         *,
         pipeline_depth: int,
+        next_event_s: Callable[[], float],
         on_end: Callable[[Request, float], None],
         stop: Callable[[], bool],
     ) -> None:
@@ -111,6 +168,7 @@ class Engine:
         self._step_time = step_time
         self._log = log
         self._depth = pipeline_depth
+        self._next_event_s = next_event_s
         self._stop = stop
         self._now_s = 0.0
         self._flights: deque[Flight] = deque()
@@ -120,7 +178,7 @@ class Engine:
         if step_time.windows == (None,):
             self._cruise = Cruise(
                 scheduler, step_time, log, self._ledger, pipeline_depth - 1,
-                self._set_pace, env.peek, lambda time_s: env.timeout(time_s - env.now),
+                self._set_pace, next_event_s, lambda time_s: env.timeout(time_s - env.now),
             )  # fmt: skip
         env.process(self._serve())
 
@@ -148,19 +206,19 @@ class Engine:
         }
 
     def _serve(self) -> Process:
-        env, scheduler, flights = self._env, self._scheduler, self._flights
+        env, scheduler, flights, next_event_s = self._env, self._scheduler, self._flights, self._next_event_s
         while not self._stop():
-            while env.peek() <= self._now_s:  # what is due by now comes first
+            while next_event_s() <= self._now_s:  # what is due by now comes first
                 yield env.timeout(self._now_s - env.now)
             if flights and flights[0].plan.coasts and not scheduler.news:
                 if self._cruise and not (scheduler.waiting or flights[0].done):
                     self._now_s, flight = yield from self._cruise.run(flights.popleft(), self._now_s)
                     if flight is not None:
                         flights.append(flight)
-                    if flight is None or scheduler.news or env.peek() <= self._now_s:
+                    if flight is None or scheduler.news or next_event_s() <= self._now_s:
                         continue
                 yield from self._coast(flights[0])
-                if env.peek() <= self._now_s or len(flights) == self._depth:
+                if next_event_s() <= self._now_s or len(flights) == self._depth:
                     continue
             plan = scheduler.plan()
             if plan is not None:
@@ -207,7 +265,7 @@ class Engine:
         steps = scheduler.segment(flight.plan, flight.num_steps) - lead
         if steps < 1:
             return
-        end_s, horizon_s = self._now_s + flight.duration_s(steps), env.peek()
+        end_s, horizon_s = self._now_s + flight.duration_s(steps), self._next_event_s()
         if end_s > horizon_s:
             steps = min(steps, flight.steps_until(horizon_s - self._now_s))
             end_s = self._now_s + flight.duration_s(steps)
@@ -227,7 +285,7 @@ class Engine:
         """Wait for the one step in flight and commit it."""
         env = self._env
         end_s = self._now_s + flight.first_s
-        if end_s > env.peek():
+        if end_s > self._next_event_s():
             yield env.timeout(end_s - env.now)
         self._now_s = end_s
         flight.leave_behind(1)

@@ -1,0 +1,170 @@
+"""One trial of a plan: some replicas of a fleet under one seed, and what they attain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from servesim.analysis.capacity import at_load
+from servesim.analysis.intervals import needed_samples
+from servesim.analysis.judgement import queue_growth
+from servesim.analysis.metrics import request_times
+from servesim.analysis.replications import is_resampled, with_seed
+from servesim.analysis.run import Run
+from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.steady import steady_window_s
+from servesim.analysis.timeline import Timeline, timeline
+from servesim.config.load import LoadedScenario
+from servesim.config.scenario import Router
+from servesim.cost.step_time import StepShape
+from servesim.errors import Problem, StudyError
+from servesim.workload.build import build_workload
+from servesim.workload.request import Request, Workload
+from servesim.workload.resampled import ResampledWorkload
+
+__all__ = ["LIMITS", "Trial", "TrialTask", "run_trial"]
+
+LIMITS = {"ttft": "ttft_p99_s", "tpot": "tpot_p99_s", "e2e": "e2e_p99_s"}
+"""Latency by the limit of the SLO."""
+WARM_UP = 0.1
+"""Share of the time of arrivals that is left out at the begin."""
+
+
+class TrialTask(NamedTuple):
+    """What a worker simulates: ``simulated`` of ``replicas`` replicas at ``factor`` times the load."""
+
+    loaded: LoadedScenario
+    factor: float
+    replicas: int
+    simulated: int
+    router: Router
+    seed: int
+
+
+class Trial(NamedTuple):
+    """What they attained."""
+
+    p99_s: dict[str, float]
+    attained: float
+    """The worst P99 over its limit."""
+    worst: str
+    """Whose it is."""
+    is_stable: bool
+    counted: int
+    """Requests that the percentiles are of."""
+    seats: float
+    """Share of the requests that waited for a slot, and for KV blocks; the latter with the preempted."""
+    memory: float
+    shape: StepShape
+    """The mean step: of those that prefill, if the TTFT is worst, else as the decoding requests see it."""
+
+
+def run_trial(task: TrialTask) -> Trial:
+    """Simulate a task; raises StudyError when too few requests are left to judge a P99."""
+    loaded = with_seed(task.loaded, task.seed)
+    hardware = loaded.scenario.hardware.model_copy(
+        update={"replicas": task.replicas, "simulated_replicas": task.simulated, "router": task.router}
+    )
+    scenario = loaded.scenario.model_copy(update={"hardware": hardware})
+    loaded = replace(loaded, scenario=scenario)
+    if is_resampled(loaded):
+        prepared = prepare(loaded, _Faster(_redrawn(loaded), task.factor))
+    else:
+        prepared = prepare(at_load(loaded, task.factor))
+    return _judge(run_prepared(prepared), task)
+
+
+def _judge(run: Run, task: TrialTask) -> Trial:
+    slo, times = run.scenario.slo, request_times(run.log)
+    column = run.log.requests.columns
+    arrival_s = column["arrival_s"]
+    begin_s, end_s = steady_window_s(run, WARM_UP)
+    counted = times.completed & (arrival_s >= begin_s) & (arrival_s <= end_s)
+    line = timeline(run.log.steps, float(arrival_s.min()))
+    growth = queue_growth(line, float(arrival_s.min()), float(arrival_s.max()))
+    half_s = float(arrival_s.max() - arrival_s.min()) / 2
+    is_stable = growth * half_s <= max(0.02 * len(arrival_s) / 2, 10)
+    if counted.sum() < needed_samples(0.99) and is_stable:
+        step = "raise num_requests, or take more of the trace"
+        got = f"{int(counted.sum()):,} of {task.simulated:,} replicas, warm-up left out"
+        raise StudyError(Problem("too few requests to judge a P99", got=got, next_step=step))
+    sample = {"ttft": times.ttft_s, "tpot": times.tpot_s, "e2e": times.e2e_s}
+    p99_s = {name: float(np.nanquantile(of[counted], 0.99)) for name, of in sample.items()}
+    limits = {name: getattr(slo, key) for name, key in LIMITS.items()}
+    ratios = {name: p99_s[name] / limit for name, limit in limits.items() if limit is not None}
+    worst = max(ratios, key=lambda name: ratios[name])
+    failed = run.log.counters
+    count = max(1, len(arrival_s))
+    return Trial(
+        p99_s,
+        ratios[worst],
+        worst,
+        is_stable,
+        int(counted.sum()),
+        failed.get("admission_failures_seats", 0) / count,
+        (failed.get("admission_failures_memory", 0) + int((column["preemptions"] > 0).sum())) / count,
+        _mean_shape(line, worst),
+    )
+
+
+def _mean_shape(line: Timeline, worst: str) -> StepShape:
+    of = line.columns
+    weights = of["steps"] * (of["prefills"] > 0) if worst == "ttft" else of["steps"] * of["decodes"]
+    total = max(1, int(weights.sum()))
+
+    def mean(name: str) -> int:
+        return round(float(of[name] @ weights) / total)
+
+    chunk, decodes = mean("prefill_tokens"), mean("decodes")
+    return StepShape(decodes, (mean("context_tokens"),), ((chunk, 0),) if chunk else (), max(1, decodes))
+
+
+# ---- the traffic -----------------------------------------------------------------------------------
+
+
+_drawn: dict[tuple[str, int], tuple[Request, ...]] = {}
+_KEPT = 12
+
+
+def _redrawn(loaded: LoadedScenario) -> tuple[Request, ...]:
+    """The trace drawn again under the scenario's seed; kept, since other fleets of a plan serve it, too."""
+    key = (loaded.scenario.workload.model_dump_json(), loaded.scenario.seed)
+    if key not in _drawn:
+        if len(_drawn) >= _KEPT:
+            del _drawn[next(iter(_drawn))]
+        _drawn[key] = tuple(ResampledWorkload(_recorded(loaded), loaded.scenario.seed).arrivals())
+    return _drawn[key]
+
+
+_read: dict[str, Workload] = {}
+
+
+def _recorded(loaded: LoadedScenario) -> Workload:
+    scenario = loaded.scenario
+    key = scenario.workload.model_dump_json() + str(loaded.folders)
+    if key not in _read:
+        _read.clear()
+        find = partial(loaded.find, "traces")
+        _read[key] = build_workload(scenario.workload, scenario.seed, find)
+    return _read[key]
+
+
+class _Faster:
+    """Requests on another clock."""
+
+    def __init__(self, requests: Sequence[Request], factor: float) -> None:
+        self._requests, self._factor = requests, factor
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._requests)
+
+    def arrivals(self) -> Iterator[Request]:
+        return (one._replace(arrival_s=one.arrival_s / self._factor) for one in self._requests)
+
+    def follow_up(self, finished: Request, now_s: float) -> Request | None:
+        return None

@@ -1,0 +1,91 @@
+"""The command that plans a fleet."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from servesim.cli.shared import (
+    AsJson,
+    Jobs,
+    Out,
+    Overrides,
+    Scenario,
+    Seed,
+    app,
+    output,
+    overrides,
+    progress_of,
+    show_result,
+)
+
+__all__ = ["plan"]
+
+
+@app.command()
+def plan(
+    scenario: Scenario,
+    rate: Annotated[float, typer.Option(min=1e-6, help="Requests per second that the fleet must serve.")],
+    gpus: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME,...", help="Kinds of GPU; the scenario's when not given.")
+    ] = None,
+    tensor_parallel: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="GPUs of a replica; the scenario's when not given."),
+    ] = None,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=SECONDS", help="A limit, such as ttft_p99_s=0.5; may be repeated."),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V,V,...", help="An engine setting to try values of; may be repeated."),
+    ] = None,
+    budget: Annotated[float | None, typer.Option(metavar="USD", help="Most dollars per hour.")] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GPU=USD", help="Price of a GPU per hour; may be repeated."),
+    ] = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    json: AsJson = False,
+    out: Out = None,
+    jobs: Jobs = None,
+) -> None:
+    """Find how many of which GPU serve a rate within the SLO, at what price, and what breaks first."""
+    from servesim import api
+
+    changes = [*overrides(set_, seed), *(f"slo.{text}" for text in slo or ())]
+    loaded = api.load(scenario, changes)
+    name = loaded.scenario.name
+    axes = [
+        f"hardware.gpu={gpus or loaded.scenario.hardware.gpu}",
+        f"engine.tensor_parallel_size={tensor_parallel or loaded.scenario.engine.tensor_parallel_size}",
+        *(vary or ()),
+    ]
+    with output(out, f"{name}-plan", wanted=out is not None or not json) as write:
+        with progress_of(name, "trials of this round", 1) as progress:
+            result = api.plan(
+                scenario,
+                rate,
+                axes,
+                overrides=changes,
+                budget_usd_per_hour=budget,
+                prices_usd_per_hour=dict(map(_price, price or ())),
+                jobs=jobs,
+                on_trial=progress,
+            )
+        show_result(result, json)
+        write(result)
+
+
+def _price(text: str) -> tuple[str, float]:
+    from servesim.errors import ConfigError, Problem
+
+    gpu, _, usd = text.partition("=")
+    try:
+        return gpu.strip(), float(usd)
+    except ValueError:
+        step = "write --price h100-sxm=2.50"
+        raise ConfigError(Problem("not a price", "--price", got=text, next_step=step)) from None
