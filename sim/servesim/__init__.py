@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from servesim.api import (
         Comparison,
+        Explained,
         PairedReplications,
         Replicated,
         Result,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         calibrate,
         check,
         compare,
+        explain,
         load,
         replicate,
         replicate_compared,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
+    "Explained",
     "PairedReplications",
     "Replicated",
     "Result",
@@ -43,6 +46,7 @@ __all__ = [
     "calibrate",
     "check",
     "compare",
+    "explain",
     "load",
     "replicate",
     "replicate_compared",

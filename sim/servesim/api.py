@@ -21,10 +21,12 @@ from servesim.cost.step_time import build_step_time
 from servesim.engine.step_trace import Replay, Step, trace_head
 from servesim.errors import CalibrationError, ConfigError, Problem, did_you_mean
 from servesim.studies import (
+    Explained,
     PairedReplications,
     Replicated,
     SensitivityStudy,
     Sweep,
+    explain,
     loaded_scenario,
     replicate,
     replicate_compared,
@@ -48,6 +50,7 @@ __all__ = [
     "Accuracy",
     "Calibrations",
     "Comparison",
+    "Explained",
     "FinishedComparison",
     "FragmentationReport",
     "PairedReplications",
@@ -61,6 +64,7 @@ __all__ = [
     "check_expect",
     "compare",
     "compare_many",
+    "explain",
     "fit",
     "fragmentation",
     "is_finished",

@@ -169,6 +169,16 @@ def test_a_sensitivity_page_draws_its_tornadoes(chat, tmp_path):
     assert seen.requested == set()
 
 
+def test_an_explanation_draws_its_bars(chat, tmp_path):
+    found = studies.explain(chat, jobs=1)
+    seen = visit(found.to_html(), tmp_path)
+    assert re.findall(r'<div class="chart[^"]*" id="([^"]+)"', seen.dom) == ["parts"]
+    assert 'data-drawn="1"' in seen.dom
+    assert "Cause: " in seen.dom
+    assert seen.console == []
+    assert seen.requested == set()
+
+
 @pytest.fixture(scope="module")
 def lab_page() -> str:
     overrides = [

@@ -224,7 +224,7 @@ def message_of(path: Path) -> str:
         (
             "gpu: h100-sxm",
             "gpu: ./my.yaml",
-            'FILE:3:17  hardware.gpu  no such GPU  got "./my.yaml"',
+            'FILE:3:17  hardware.gpu  no such GPU file  got "./my.yaml"',
         ),
     ],
 )

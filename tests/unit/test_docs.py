@@ -115,7 +115,17 @@ def tried(words: list[str]) -> str:
 def test_every_command_of_the_readme_can_be_given(desk: Path) -> None:
     ours = [words for words in shell_lines() if words[0] == PROGRAM]
     names = {tried(words[1 : words.index(">") if ">" in words else None]) for words in ours}
-    commands = {"run", "compare", "sweep", "sensitivity", "check", "schema", "fragmentation", "prefix-cache"}
+    commands = {
+        "run",
+        "compare",
+        "sweep",
+        "sensitivity",
+        "explain",
+        "check",
+        "schema",
+        "fragmentation",
+        "prefix-cache",
+    }
     assert names == commands
 
 
@@ -215,6 +225,13 @@ def test_the_comparison_is_current(desk: Path) -> None:
     _, given = parsed(words[1:])
     comparison = api.compare(given["a"], given["b"], overrides=given["set_"])
     assert_shortened(excerpt("B to A"), str(comparison))
+
+
+def test_the_explanation_is_current(desk: Path) -> None:
+    [words] = [line for line in shell_lines() if line[1] == "explain"]
+    _, given = parsed(words[1:])
+    result = api.explain(given["scenario"], overrides=given["set_"], jobs=1)
+    assert_shortened(excerpt("Why P99 TTFT"), str(result))
 
 
 def test_the_table_of_the_fragmentation_lab_is_current(desk: Path) -> None:

@@ -230,6 +230,13 @@ def test_a_trace_is_drawn_again_and_that_is_said() -> None:
     assert found.replications.varies
 
 
+def test_a_trace_of_lengths_has_other_lengths_in_each_replication() -> None:
+    small = ["workload.trace.max_requests=300", "workload.arrivals.concurrency=20"]
+    found = replicate(load_scenario("closed-loop-sharegpt", small), 3)
+    for key in ("prompt_tokens_per_request", "mean_ttft_ms", "output_throughput"):
+        assert len(set(found.values(QUANTITIES[key]))) == 3, key
+
+
 def test_a_workload_without_chance_is_named(chat: str) -> None:
     text = CHAT.replace("process: poisson", "process: constant")
     text = text.replace("{law: geometric, mean_tokens: 150}", "{law: fixed, tokens: 50}")

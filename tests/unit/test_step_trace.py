@@ -135,6 +135,19 @@ def test_prompts_by_token_ids_segments_and_prefixes_share_what_is_the_same() -> 
     assert hits == {"0": 0, "1": 4, "2": 0, "3": 4, "4": 4}
 
 
+def test_n_gram_drafts_pad_a_new_decode_out_of_a_step_that_has_no_room_for_them() -> None:
+    """What vLLM 0.26 schedules; the conformance suite found it (docs/conformance.md)."""
+    spec = {"num_tokens": 1, "acceptance": 0.0, "mode": "ngram", "seed": 0}
+    settings = SETTINGS | {"num_gpu_blocks": 3, "block_size": 16, "max_model_len": 17, "spec": spec}
+    settings |= {"max_num_batched_tokens": 3, "max_num_seqs": 2, "async_scheduling": False}
+    requests = [
+        {"id": f"r{number}", "segments": [[f"u{number}", 1]], "output_len": length, "arrival": 0.0}
+        for number, length in enumerate((1, 2, 1))
+    ]
+    _, _, second, *_ = api.trace(settings, requests, version="0.26")
+    assert second["sched"] == {"r1": [2, 1]}
+
+
 # ---- what is refused ---------------------------------------------------------------------------
 
 

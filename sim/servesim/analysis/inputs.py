@@ -27,7 +27,7 @@ from servesim.config.workload import (
 from servesim.cost.host import host_profile
 from servesim.workload.altered import AlteredWorkload, burstier, private_share, scaled_lengths
 
-__all__ = ["Input", "inputs_of"]
+__all__ = ["Input", "faster_compute", "faster_links", "faster_memory", "inputs_of"]
 
 R = TypeVar("R", bound=Record)
 Move = Callable[[LoadedScenario, float], Prepared]
@@ -63,11 +63,11 @@ def _hardware(loaded: LoadedScenario) -> Iterator[Input]:
             if getattr(law, name):
                 yield Input(name, label, _of_step_time(name))
         return
-    yield Input("memory_rate", "Memory bandwidth reached", _of_gpu(_faster_memory))
-    yield Input("compute_rate", "Compute rate reached", _of_gpu(_faster_compute))
+    yield Input("memory_rate", "Memory bandwidth reached", _of_gpu(faster_memory))
+    yield Input("compute_rate", "Compute rate reached", _of_gpu(faster_compute))
     yield Input("launch", "Launch times of kernels", _of_gpu(_longer_launches))
     if loaded.scenario.engine.tensor_parallel_size > 1:
-        yield Input("link_rate", "Link bandwidth reached", _of_gpu(_faster_links))
+        yield Input("link_rate", "Link bandwidth reached", _of_gpu(faster_links))
     prepared = prepare(loaded)
     host = host_profile(prepared.engine)
     if host.residual_s if host.hidden else host.fixed_s:
@@ -102,12 +102,14 @@ def _of_gpu(change: Callable[[GpuProfile, float], GpuProfile]) -> Move:
     return move
 
 
-def _faster_memory(gpu: GpuProfile, factor: float) -> GpuProfile:
+def faster_memory(gpu: GpuProfile, factor: float) -> GpuProfile:
+    """The GPU with ``factor`` times the HBM bandwidth."""
     # What a kernel reaches is a share of the nominal rate: raising the one by a tenth raises the other.
     return gpu.model_copy(update={"hbm_bandwidth_bytes_per_s": gpu.hbm_bandwidth_bytes_per_s * factor})
 
 
-def _faster_compute(gpu: GpuProfile, factor: float) -> GpuProfile:
+def faster_compute(gpu: GpuProfile, factor: float) -> GpuProfile:
+    """The GPU with ``factor`` times the peak rates."""
     rates = {kind: rate * factor for kind, rate in gpu.peak_flops_per_s.items()}
     return gpu.model_copy(update={"peak_flops_per_s": rates})
 
@@ -116,7 +118,8 @@ def _longer_launches(gpu: GpuProfile, factor: float) -> GpuProfile:
     return gpu.model_copy(update={"efficiency": _scaled(gpu.efficiency, "launch_s", factor)})
 
 
-def _faster_links(gpu: GpuProfile, factor: float) -> GpuProfile:
+def faster_links(gpu: GpuProfile, factor: float) -> GpuProfile:
+    """The GPU with ``factor`` times the bandwidth between GPUs."""
     laws = {n: _scaled(law, "bytes_per_s", factor) for n, law in gpu.efficiency.all_reduce.items()}
     return gpu.model_copy(update={"efficiency": gpu.efficiency.model_copy(update={"all_reduce": laws})})
 

@@ -14,9 +14,10 @@ from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.analysis.slo_capacity import Capacity, find_capacity
 from servesim.analysis.summary import Summary
+from servesim.config.files import list_data
 from servesim.config.load import load_scenario
-from servesim.config.scenario import EngineConfig
-from servesim.errors import ConfigError, Problem, ServesimError
+from servesim.config.scenario import EngineConfig, Scenario
+from servesim.errors import ConfigError, Problem, ServesimError, did_you_mean
 
 __all__ = ["BLOCK_SIZES", "BlockSize", "Entry", "Lab", "allocator_names", "run_lab"]
 
@@ -58,6 +59,7 @@ class BlockSize:
 class Lab:
     """All that the fragmentation report shows."""
 
+    scenario: Scenario
     entries: tuple[Entry, ...]
     maps: tuple[MemoryMap, ...]
     block_sizes: tuple[BlockSize, ...]
@@ -84,6 +86,7 @@ def run_lab(
     An allocator is a name, a name with other settings of the engine (``paged+block_size=32``), or another
     scenario. Raises ConfigError for one that cannot be had.
     """
+    _know(allocators)
     settings = {name: variant(source, overrides, name) for name in dict.fromkeys(allocators)}
     for each in settings.values():
         prepare(load_scenario(*each))  # complain before anything is simulated
@@ -101,7 +104,26 @@ def run_lab(
     for block_size in block_sizes:
         on_run(f"block size {block_size}")
         swept.append(_block_size(*variant(source, overrides, "paged"), block_size))
-    return Lab(tuple(entries), tuple(drawn), tuple(swept))
+    return Lab(load_scenario(source, overrides).scenario, tuple(entries), tuple(drawn), tuple(swept))
+
+
+def _know(allocators: Sequence[str]) -> None:
+    """Complain of every name that is neither an allocator nor a scenario."""
+    known = [*allocator_names(), *list_data("scenarios")]
+    names = [allocator.split("+")[0] for allocator in allocators]
+    wrong = [name for name in names if name and "." not in name and "/" not in name and name not in known]
+    if wrong:
+        problems = [
+            Problem(
+                "no such allocator or scenario",
+                path="--allocators",
+                got=name,
+                hint=did_you_mean(name, allocator_names()),
+                next_step="give an allocator's name, or a scenario's name or path",
+            )
+            for name in wrong
+        ]
+        raise ConfigError(problems)
 
 
 def _possible(source: str, overrides: Sequence[str]) -> dict[str, tuple[str, list[str]]]:

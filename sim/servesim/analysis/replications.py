@@ -1,14 +1,15 @@
 """Independent replications of a scenario: one number each for every figure, and intervals from them.
 
 Each has a seed of its own, so every random number differs; replication i of two scenarios has the same seed,
-hence the same requests, and their differences are paired. A trace with its own times draws nothing: its
-replications are other traffic of its kind (workload.resampled).
+hence the same requests, and their differences are paired. A trace draws nothing: replications of one with its
+own times are other traffic of its kind (workload.resampled), of one with lengths alone other lengths from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from servesim.analysis.steady import has_steady_state, steady_summary
 from servesim.analysis.summary import Summary
 from servesim.analysis.warmup import Load, arrival_span_s, cuts_of, load_of, mean_load
 from servesim.config.load import LoadedScenario
-from servesim.config.workload import TimedTrace
+from servesim.config.workload import LengthsTrace, TimedTrace
+from servesim.workload.build import build_workload
+from servesim.workload.request import Workload
 from servesim.workload.resampled import ResampledWorkload
 
 __all__ = [
@@ -131,11 +134,20 @@ def with_seed(loaded: LoadedScenario, seed: int) -> LoadedScenario:
 
 def run_replication(loaded: LoadedScenario) -> Run:
     """One replication, under the scenario's seed."""
-    prepared = prepare(loaded)
+    prepared = prepare(loaded, _other_lengths(loaded))
     if is_resampled(loaded):
         resampled = ResampledWorkload(prepared.workload, loaded.scenario.seed)
         prepared = replace(prepared, workload=resampled)
     return run_prepared(prepared)
+
+
+def _other_lengths(loaded: LoadedScenario) -> Workload | None:
+    """A scenario's workload with the rows of its trace of lengths drawn again; None where it has no such."""
+    scenario = loaded.scenario
+    if not isinstance(scenario.workload.trace, LengthsTrace):
+        return None
+    find = partial(loaded.find, "traces")
+    return build_workload(scenario.workload, scenario.seed, find, redraw_lengths=True)
 
 
 def one_after_another(

@@ -15,7 +15,7 @@ from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_mo
 from servesim.config.scenario import EngineConfig
 from servesim.cost.first_calls import after
 from servesim.cost.memory import MemoryBudget, memory_budget
-from servesim.cost.step_time import build_step_time
+from servesim.cost.step_time import StepTime, build_step_time
 from servesim.engine.acceptance import build_acceptance
 from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
@@ -88,11 +88,13 @@ def run_prepared(
     stop: Callable[[], bool] = lambda: False,
     step_trace: Callable[[Step], None] | None = None,
     observe: Callable[[Scheduler], None] | None = None,
+    watch: Callable[[Scheduler, StepTime], StepTime] = lambda scheduler, step_time: step_time,
 ) -> Run:
     """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request.
 
     ``step_trace`` is given every line of a step trace; ``observe`` the scheduler, before it begins, its KV
-    cache knowing every block by its id. Each step is then computed on its own.
+    cache knowing every block by its id. Each step is then computed on its own. ``watch`` is given the
+    scheduler and the law of step time before the first step, and returns the law that holds.
     """
     engine, loaded = prepared.engine, prepared.loaded
     step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
@@ -116,6 +118,7 @@ def run_prepared(
     )
     if observe is not None:
         observe(scheduler)
+    step_time = watch(scheduler, step_time)
     resolved = loaded.scenario.model_copy(update={"engine": engine})
     recorder = None
     if step_trace is not None:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
+from servesim.errors import ServesimError
+
 __all__ = [
     "AsJson",
     "Jobs",
@@ -78,13 +80,21 @@ def output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[A
     from servesim.report.folder import prepare_folder, write_files
 
     folder = prepare_folder(out or Path("out") / name)
+    empty = not any(folder.iterdir())
 
     def write(result: Printable) -> None:
         files = result.files()
         write_files(folder, files)
         typer.echo(f"Wrote {folder}{'/'}{{{','.join(files)}}}", err=True)
 
-    yield write
+    try:
+        yield write
+    except (KeyboardInterrupt, ServesimError) as error:
+        if empty and not any(folder.iterdir()):
+            folder.rmdir()
+            if isinstance(error, KeyboardInterrupt):
+                typer.echo("Stopped before there was a result: nothing is written.", err=True)
+        raise
 
 
 @contextmanager

@@ -92,6 +92,9 @@ def _not_found(kind: str, name: str, folders: Sequence[Path]) -> Problem:
     if folders:
         step = "give a file in it"
         return Problem(f"a {noun} must be a file, not a folder", got=f'"{folders[0]}"', next_step=step)
+    if kind != "traces" and ("/" in name or os.sep in name):
+        step = f"check the path, or take a name that `servesim list {kind}` prints"
+        return Problem(f"no such {noun} file", got=f'"{name}"', next_step=step)
     known = list_data(kind)
     word = name.rsplit("/", 1)[-1] if kind == "traces" else Path(name).name.removesuffix(".yaml")
     step = "put it beside the scenario, or give its path"

@@ -19,7 +19,7 @@ from servesim.config.fields import (
     spot,
     tag_of,
 )
-from servesim.config.record import Record, RuleError
+from servesim.config.record import Record, RuleError, attribute_texts
 from servesim.config.tree import TreePath, dotted, place_of, shown
 from servesim.errors import Problem, did_you_mean
 
@@ -205,9 +205,9 @@ def _unknown_value(where: Spot, got: str) -> Problem:
 
 def _missing(where: Spot) -> Problem:
     key = str(where.path[-1])
-    fields = [member.model_fields[key] for member in records(where.parent) if key in member.model_fields]
-    allowed = choices(fields[0].annotation) if fields else []
-    about = (fields[0].description or "").split("\n")[0] if fields else ""
+    members = [member for member in records(where.parent) if key in member.model_fields]
+    allowed = choices(members[0].model_fields[key].annotation) if members else []
+    about = attribute_texts(members[0]).get(key, "").split("\n")[0] if members else ""
     hint = f"allowed: {', '.join(map(str, allowed))}" if allowed else about
     return Problem("is missing", hint=hint, next_step=f"add {key}: {_under(where.path[:-1])}")
 

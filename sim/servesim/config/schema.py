@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+from servesim.config.record import Record, attribute_texts
 from servesim.config.scenario import Scenario
 
 __all__ = ["scenario_schema", "schema_text"]
@@ -22,7 +24,7 @@ def scenario_schema() -> dict[str, Any]:
     A scenario that extends another may leave out any key, at any depth, and an editor cannot look into
     the other file; so only `servesim check` reports what is missing below the top level.
     """
-    plain: dict[str, Any] = _plain(Scenario.model_json_schema())
+    plain: dict[str, Any] = _plain(_described(Scenario.model_json_schema()))
     needed = plain.pop("required")
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -38,6 +40,21 @@ def scenario_schema() -> dict[str, Any]:
 def schema_text() -> str:
     """The text of scenarios/scenario.schema.json."""
     return json.dumps(scenario_schema(), indent=2) + "\n"
+
+
+def _described(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the texts of all attributes."""
+    records = {record.__name__: record for record in _kinds_of(Record)}
+    for name, node in ((Scenario.__name__, schema), *schema["$defs"].items()):
+        for key, text in attribute_texts(records[name]).items() if name in records else ():
+            node["properties"][key]["description"] = text
+    return schema
+
+
+def _kinds_of(record_type: type[Record]) -> Iterator[type[Record]]:
+    for kind in record_type.__subclasses__():
+        yield kind
+        yield from _kinds_of(kind)
 
 
 def _plain(node: Any, depth: int = 0) -> Any:

@@ -53,6 +53,11 @@ class SwapLaw:
         self._copies = block_copies(model, gpu, engine)
 
     @property
+    def without_copies(self) -> StepTime:
+        """The law of the same steps when nothing is moved."""
+        return self._law
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """The distinct attention windows of the model's layers (None: full attention)."""
         return self._law.windows

@@ -45,6 +45,7 @@ class OneByOneScheduler:
     _admission_slots = 0  # the same at admission
     _draft_rows = 0  # tokens of the step's budget that drafting takes per scheduled request
     _hash_lookahead_tokens = 0  # tokens behind a block that its hash covers
+    _pads = False  # gives requests placeholder drafts when they are admitted
 
     def __init__(
         self,
@@ -248,7 +249,7 @@ class OneByOneScheduler:
                 self.prefix_cache_queries += total
                 self.prefix_cache_hits += cached
             want = total - cached
-            padding = self._padding(plan, want, cached) if self._lookahead_slots else 0
+            padding = self._padding(plan, want, cached) if self._pads else 0
             want += padding
             if padding and want > budget:
                 return self._wait(plan, request, hit)

@@ -43,6 +43,8 @@ class SpeculativeScheduler(Scheduler):
     Source: vllm/v1/core/sched/scheduler.py and async_scheduler.py.
     """
 
+    _pads = True
+
     def __init__(
         self,
         limits: SchedulerLimits,

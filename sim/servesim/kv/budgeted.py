@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 from servesim.kv.base import PrefixHit, Usage
-from servesim.kv.paged import spans_of
+from servesim.kv.block_pool import spans_of
 
 __all__ = ["BudgetedKVCache", "BudgetedSequence", "HeavyHitterKVCache", "SinkKVCache"]
 

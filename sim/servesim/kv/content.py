@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
-    from servesim.kv.paged import Extent
+    from servesim.kv.block_pool import Extent
 
 __all__ = ["ContentTree", "Node"]
 

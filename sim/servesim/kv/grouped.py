@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from servesim.kv.base import PrefixHit
-from servesim.kv.paged import BlockPool, PagedAccount, PagedKVCache, PagedSequence, spans_of
+from servesim.kv.block_pool import BlockPool, spans_of
+from servesim.kv.paged import PagedAccount, PagedKVCache, PagedSequence
 from servesim.kv.window import SlidingKVCache, longest_run
 
 __all__ = ["GroupedKVCache"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from servesim.kv.base import PrefixHit
-from servesim.kv.paged import BlockPool, Extent, PagedKVCache, PagedSequence, first_copy, parts_of
+from servesim.kv.block_pool import BlockPool, Extent, first_copy, parts_of
+from servesim.kv.paged import PagedKVCache, PagedSequence
 
 __all__ = ["SlidingKVCache"]
 

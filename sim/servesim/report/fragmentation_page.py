@@ -42,10 +42,11 @@ def lab_html(lab: Lab) -> str:
     return figure_page(
         "fragmentation.html.j2",
         figures,
-        title=first.run.scenario.name,
+        title=lab.scenario.name,
         subtitle=_subtitle(first),
-        description=first.run.scenario.description,
+        description=lab.scenario.description,
         warnings=first.summary.warnings,
+        warned=first.account.name,
         cards=tuple(_card(entry) for entry in entries[:_MOST_CARDS]),
         period=fragmentation.period(accounts),
         interval=accounts[0].pressed.interval,

@@ -21,24 +21,29 @@ from servesim.workload.traces import read_lengths
 __all__ = ["build_workload"]
 
 
-def build_workload(config: WorkloadConfig, seed: int, find_file: Callable[[str], Path]) -> Workload:
+def build_workload(
+    config: WorkloadConfig, seed: int, find_file: Callable[[str], Path], *, redraw_lengths: bool = False
+) -> Workload:
     """The requests of a scenario; ``find_file`` turns a file name of the scenario into a path.
 
+    ``redraw_lengths`` draws the rows of a trace of lengths again, with replacement, by ``seed``.
     Raises TraceError for a file that cannot be used or of which nothing is kept.
     """
-    workload = _requests(config, seed, find_file)
+    workload = _requests(config, seed, find_file, redraw_lengths)
     if config.sampling is not None and config.forks is None:
         return Samples(workload, config.sampling.n)
     return workload
 
 
-def _requests(config: WorkloadConfig, seed: int, find_file: Callable[[str], Path]) -> Workload:
+def _requests(
+    config: WorkloadConfig, seed: int, find_file: Callable[[str], Path], redraw_lengths: bool
+) -> Workload:
     """The requests, before any is sampled more than once."""
     if isinstance(config.trace, TimedTrace):
         return recorded_workload(config.trace, find_file(config.trace.file), seed)
     arrivals, sessions = config.arrivals, config.sessions
     assert arrivals is not None  # by WorkloadConfig's validator, as below
-    num_requests, prompt_tokens, output_tokens = _lengths(config, seed, find_file)
+    num_requests, prompt_tokens, output_tokens = _lengths(config, seed, find_file, redraw_lengths)
     closed = arrivals if isinstance(arrivals, ClosedLoopArrivals) else None
     return SyntheticWorkload(
         num_requests,
@@ -58,7 +63,7 @@ def _requests(config: WorkloadConfig, seed: int, find_file: Callable[[str], Path
 
 
 def _lengths(
-    config: WorkloadConfig, seed: int, find_file: Callable[[str], Path]
+    config: WorkloadConfig, seed: int, find_file: Callable[[str], Path], redraw: bool
 ) -> tuple[int, Column[int], Column[int]]:
     """Number of requests, and their prompt and output lengths."""
     trace = config.trace
@@ -66,6 +71,8 @@ def _lengths(
         path = find_file(trace.file)
         recorded = read_lengths(path, trace.prompt_column, trace.output_column)
         rows = kept_rows(np.arange(len(recorded.lines)), trace.skip_requests, trace.max_requests, path)
+        if redraw:
+            rows = rows[(Stream(seed, "resample").uniforms(0, len(rows)) * len(rows)).astype(np.int64)]
         columns = recorded.prompt_tokens[rows], recorded.output_tokens[rows]
         return len(rows), recorded_lengths(columns[0]), recorded_lengths(columns[1])
     assert config.num_requests is not None

@@ -1,0 +1,143 @@
+"""What an operator can do about a latency: flags of the engine, and purchases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from servesim.analysis.simulation import Prepared
+from servesim.config.load import LoadedScenario, parse
+from servesim.config.scenario import OperatorStepTime, Scenario
+from servesim.cost.host import host_profile
+
+__all__ = ["Remedy", "applied", "remedies_of"]
+
+_MEMORY_UTILIZATION = 0.95
+_LATEST = "0.33"
+_BETTER_GPUS = ("h100-sxm", "h200-sxm", "b200")
+_FEWEST_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """Settings by path."""
+
+    settings: Mapping[str, Any]
+    kind: Literal["setting", "purchase"] = "setting"
+
+    @property
+    def text(self) -> str:
+        """As --set takes it."""
+        return " ".join(f"{path}={_written(value)}" for path, value in self.settings.items())
+
+
+def applied(loaded: LoadedScenario, remedy: Remedy) -> LoadedScenario:
+    """The scenario under a remedy; raises ConfigError when the two do not go together."""
+    tree = loaded.scenario.model_dump(mode="json", exclude_unset=True)
+    for path, value in remedy.settings.items():
+        *sections, last = path.split(".")
+        at = tree
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[last] = value
+    return replace(loaded, scenario=parse(Scenario, tree, loaded.file))
+
+
+def remedies_of(prepared: Prepared) -> list[Remedy]:
+    """Everything worth a try on this scenario."""
+    return [*_memory(prepared), *_batching(prepared), *_host(prepared), *_purchases(prepared)]
+
+
+def _memory(prepared: Prepared) -> Iterator[Remedy]:
+    engine = prepared.engine
+    if engine.gpu_memory_utilization < _MEMORY_UTILIZATION and not prepared.memory.overridden:
+        yield Remedy({"engine.gpu_memory_utilization": _MEMORY_UTILIZATION})
+    if engine.kv_cache_dtype == "auto":
+        yield Remedy({"engine.kv_cache_dtype": "fp8"})
+    if engine.quantization == "none":
+        yield Remedy({"engine.quantization": "fp8"})
+    if engine.allocator != "paged":
+        if engine.batching != "static":
+            yield Remedy(_paged(prepared))
+    elif not engine.enable_prefix_caching:
+        yield Remedy({"engine.enable_prefix_caching": True})
+
+
+def _paged(prepared: Prepared) -> dict[str, Any]:
+    """What brings the paged allocator."""
+    if prepared.engine.allocator == "paged":
+        return {}
+    fit = {} if prepared.engine.contiguous_fit == "first" else {"engine.contiguous_fit": "first"}
+    return {"engine.allocator": "paged", **fit}
+
+
+def _batching(prepared: Prepared) -> Iterator[Remedy]:
+    engine = prepared.engine
+    seats, tokens = engine.max_num_seqs, engine.max_num_batched_tokens
+    assert seats is not None
+    assert tokens is not None
+    if engine.batching != "continuous":
+        yield Remedy({"engine.batching": "continuous", **_paged(prepared)})
+        return
+    for factor in (2, 4):
+        more = seats * factor
+        settings: dict[str, Any] = {"engine.max_num_seqs": more}
+        if more > tokens:
+            settings["engine.max_num_batched_tokens"] = more
+        yield Remedy(settings)
+    for share in (2, 4):
+        if seats >= 2 * share:
+            yield Remedy({"engine.max_num_seqs": seats // share})
+    yield Remedy({"engine.max_num_batched_tokens": tokens * 2})
+    if engine.enable_chunked_prefill:
+        for share in (2, 4, 8, 16):
+            fewer = tokens // share
+            if fewer >= _FEWEST_TOKENS:
+                settings = {"engine.max_num_batched_tokens": fewer}
+                if fewer < seats:
+                    settings["engine.max_num_seqs"] = fewer
+                yield Remedy(settings)
+        if not engine.long_prefill_token_threshold:
+            for share in (2, 8):
+                threshold = max(tokens // share, _FEWEST_TOKENS // 2)
+                yield Remedy({"engine.long_prefill_token_threshold": threshold})
+
+
+def _host(prepared: Prepared) -> Iterator[Remedy]:
+    engine = prepared.engine
+    if engine.enforce_eager:
+        yield Remedy({"engine.enforce_eager": False})
+    if engine.batching == "continuous" and not engine.async_scheduling:
+        speculative = engine.speculative
+        named = isinstance(engine.step_time, OperatorStepTime) and engine.step_time.host != "auto"
+        settings: dict[str, Any] = {"engine.async_scheduling": True}
+        if named:
+            settings["engine.step_time.host"] = "auto"
+        if host_profile(engine).fixed_s and engine.version in ("0.6", "0.11"):
+            settings["engine.version"] = _LATEST
+        if speculative is None or speculative.can_be_async:
+            yield Remedy(settings)
+
+
+def _purchases(prepared: Prepared) -> Iterator[Remedy]:
+    engine, gpu = prepared.engine, prepared.gpu
+    degree = engine.tensor_parallel_size
+    yield Remedy({"engine.tensor_parallel_size": degree * 2}, "purchase")
+    for share in (2, 4):
+        if degree >= share:
+            yield Remedy({"engine.tensor_parallel_size": degree // share})
+    for name in _BETTER_GPUS:
+        better = _bandwidth_of(prepared, name) > gpu.hbm_bandwidth_bytes_per_s
+        if better and name != gpu.name:
+            yield Remedy({"hardware.gpu": name}, "purchase")
+
+
+def _bandwidth_of(prepared: Prepared, name: str) -> float:
+    from servesim.config.profiles import load_gpu
+
+    return load_gpu(prepared.loaded.find("gpus", name)).hbm_bandwidth_bytes_per_s
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,155 @@
+"""Latencies in parts: sums on every shipped scenario, and a few requests worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from servesim.analysis.attribution import PARTS, Attribution, attribute
+from servesim.analysis.run import Run
+from servesim.analysis.simulation import prepare, run_prepared
+from servesim.config.load import load_scenario, shipped
+from servesim.cost.step_time import StepTime
+from servesim.engine.residence import Residence, note_residence
+from servesim.engine.scheduler import Scheduler
+
+SHIPPED = sorted(path.stem for path in Path(shipped("scenarios")).glob("*.yaml"))
+NEEDS = {"context-500k": ["engine.tensor_parallel_size=2"]}  # more memory than the file's one GPU has
+
+
+def attributed(name: str | Path, *overrides: str, one_by_one: bool = False) -> tuple[Run, Attribution]:
+    notes: list[tuple[Residence, StepTime]] = []
+
+    def watch(scheduler: Scheduler, law: StepTime) -> StepTime:
+        notes.append((note_residence(scheduler), law))
+        return law
+
+    observe = (lambda scheduler: None) if one_by_one else None  # who is observed is scheduled one by one
+    run = run_prepared(prepare(load_scenario(name, overrides)), watch=watch, observe=observe)
+    return run, attribute(run, *notes[0])
+
+
+def assert_adds_up(of: Attribution) -> None:
+    assert len(of.index)
+    for parts, whole in ((of.before, of.ttft_s), (of.parts_s, of.e2e_s)):
+        np.testing.assert_allclose(parts.sum(axis=1), whole, rtol=1e-9, atol=0)
+        assert parts.min() > -1e-9 * whole.max()
+
+
+def mean(of: Attribution, part: str) -> float:
+    return float(of.parts_s[:, PARTS.index(part)].mean())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_parts_of_every_request_of_every_shipped_scenario_add_up(name: str) -> None:
+    run, of = attributed(name, *NEEDS.get(name, []))
+    assert_adds_up(of)
+    assert len(of.index) == (run.log.requests.columns["status"] <= 1).sum()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["engine.speculative={method: ngram, num_speculative_tokens: 3, acceptance: {law: iid, rate: 0.5}}"],
+        ["engine.batching=prefill-first", "engine.async_scheduling=false"],
+        ["engine.num_gpu_blocks_override=900", "engine.max_model_len=8192"],
+        ["engine.num_gpu_blocks_override=900", "engine.max_model_len=8192", "engine.async_scheduling=false"],
+        ["engine.max_num_batched_tokens=96", "engine.max_num_seqs=96"],
+        ["engine.scheduling_policy=priority", "engine.version=0.22"],
+        ["model=gemma-2-27b", "engine.max_model_len=8192"],
+        ["model=qwen3-30b-a3b", "engine.tensor_parallel_size=2"],
+        ["engine.step_time={law: linear, base_s: 0.01, per_token_s: 1e-5, per_context_token_s: 1e-8}"],
+        ["engine.step_time.gpu_time_factor=1.2", "engine.step_time.bandwidth_factor=0.9"],
+        ["engine.version=0.6", "engine.enforce_eager=true"],
+        [
+            "engine.preemption_mode=swap",
+            "engine.async_scheduling=false",
+            "engine.enable_prefix_caching=false",
+            "engine.num_gpu_blocks_override=1500",
+            "engine.max_model_len=8192",
+        ],
+    ],
+)
+def test_they_add_up_whatever_the_engine_does(overrides: list[str]) -> None:
+    small = ["workload.num_requests=400", "workload.arrivals.rate_per_s=12"]
+    _, of = attributed("poisson-chat", *small, *overrides)
+    assert_adds_up(of)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["poisson-chat", "workload.num_requests=500", "workload.arrivals.rate_per_s=8"],
+        ["chat-1000"],
+        ["chat-1000", "engine.async_scheduling=false"],
+        ["poisson-chat", "workload.num_requests=300", "engine.batching=prefill-first"],
+        ["pagedattention-swap", "workload.num_requests=500"],
+    ],
+)
+def test_every_part_is_the_same_where_each_request_is_looked_at_in_each_step(words: list[str]) -> None:
+    (_, together), (_, one_by_one) = attributed(*words), attributed(*words, one_by_one=True)
+    for parts, others in ((together.before, one_by_one.before), (together.after, one_by_one.after)):
+        np.testing.assert_allclose(parts, others, rtol=0, atol=1e-10)
+
+
+HAND = """\
+name: hand
+model: llama-3.2-1b
+hardware: {{gpu: h100-sxm}}
+engine:
+  max_model_len: 512
+  max_num_seqs: {seats}
+  max_num_batched_tokens: 64
+  async_scheduling: false
+  enable_prefix_caching: false
+  step_time: {{law: linear, base_s: 1, per_token_s: {per_token}}}
+workload:
+  trace: {{file: requests.csv, format: csv}}
+"""
+
+
+def by_hand(tmp_path: Path, seats: int, per_token: float, *requests: str) -> list[dict[str, float]]:
+    (tmp_path / "requests.csv").write_text(
+        "\n".join(["arrival_s,prompt_tokens,output_tokens", *requests, ""])
+    )
+    (tmp_path / "hand.yaml").write_text(HAND.format(seats=seats, per_token=per_token))
+    _, of = attributed(tmp_path / "hand.yaml")
+    assert_adds_up(of)
+    return [
+        {name: round(seconds, 9) for name, seconds in zip(PARTS, row, strict=True) if abs(seconds) > 1e-12}
+        for row in of.parts_s.tolist()
+    ]
+
+
+def test_a_seat_is_waited_for_from_the_end_of_the_step_in_flight(tmp_path: Path) -> None:
+    first, second = by_hand(tmp_path, 1, 0, "0,10,3", "0.5,10,2")
+    assert first == {"prefill": 1, "weights": 2}
+    assert second == {"joining": 0.5, "slot": 2, "prefill": 1, "weights": 1}
+
+
+def test_a_chunk_of_others_is_interference_to_who_decodes_and_who_prefills(tmp_path: Path) -> None:
+    # 0 to 2: both prompts (100 tokens, budget 64: 50 and 14); 2 to 3.37: 36 tokens beside a decode.
+    first, second = by_hand(tmp_path, 8, 0.01, "0,50,3", "0,50,1")
+    step_1, step_2, step_3 = 1 + 0.64, 1 + 0.37, 1 + 0.01
+    assert sum(first.values()) == pytest.approx(step_1 + step_2 + step_3)
+    assert first == {
+        "prefill": 1.5,
+        "interference": pytest.approx(0.14 + 0.36),
+        "weights": 2,
+        "compute": 0.02,
+    }
+    assert second == {"prefill": pytest.approx(1.14 + 1.37), "interference": 0.5}
+
+
+def test_a_prompt_without_budget_waits_for_tokens(tmp_path: Path) -> None:
+    _, second = by_hand(tmp_path, 8, 0, "0,128,1", "0,10,1")
+    assert second == {"tokens": 2, "prefill": 1}
+
+
+def test_noting_does_not_change_what_happens() -> None:
+    plain = run_prepared(prepare(load_scenario("chat-1000")))
+    noted, _ = attributed("chat-1000")
+    for name, column in plain.log.requests.columns.items():
+        np.testing.assert_array_equal(column, noted.log.requests.columns[name])

@@ -1,0 +1,128 @@
+"""`servesim explain` as a user meets it, and the rules by which it names a cause."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from servesim import api
+from servesim.analysis.attribution import PARTS
+from servesim.analysis.explain import explain_scenario, run_trial
+from servesim.analysis.remedies import Remedy, applied, remedies_of
+from servesim.analysis.simulation import prepare
+from servesim.cli import main
+from servesim.config.load import load_scenario
+from servesim.errors import ConfigError, StudyError
+from servesim.report.explain import CAUSE_WORDS, PART_LABELS, explanation_text
+
+SMALL = """\
+name: small
+model: llama-3.1-8b
+hardware: {gpu: h100-sxm}
+engine: {max_model_len: 2048, max_num_seqs: 4}
+workload:
+  num_requests: 150
+  arrivals: {process: poisson, rate_per_s: 20}
+  prompt_tokens: {law: fixed, tokens: 200}
+  output_tokens: {law: geometric, mean_tokens: 30}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    return file
+
+
+def servesim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str):
+    monkeypatch.setattr(sys, "argv", ["servesim", *words])
+    status = 0
+    try:
+        main()
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    return status, *capsys.readouterr()
+
+
+def test_the_command_prints_and_writes(small, monkeypatch, capsys):
+    status, out, err = servesim(monkeypatch, capsys, "explain", "small.yaml", "--jobs", "1")
+    assert status == 0
+    assert "Why P99 TTFT is" in out
+    assert "Cause: too few slots" in out
+    assert "Set: engine.max_num_seqs=" in out
+    assert "on other requests -" in out
+    assert "Warning: P99 of 150 requests rests on 2 of them" in out
+    assert "Wrote out/small-explained" in err
+    folder = Path("out/small-explained")
+    assert sorted(path.name for path in folder.iterdir()) == ["explain.html", "explain.json", "parts.csv"]
+    page = (folder / "explain.html").read_text()
+    assert "too few slots" in page
+    assert "Waiting for a slot" in page
+    rows = (folder / "parts.csv").read_text().splitlines()
+    assert len(rows) == 151
+    again = servesim(monkeypatch, capsys, "explain", "small.yaml", "--jobs", "2")[1]
+    assert again == out
+
+
+def test_json_holds_every_part_and_trial(small, monkeypatch, capsys):
+    words = ["explain", "small.yaml", "--metric", "e2e_p99", "--json", "--jobs", "1"]
+    status, out, _ = servesim(monkeypatch, capsys, *words)
+    assert status == 0
+    assert not Path("out").exists()
+    of = json.loads(out)
+    assert of["metric"] == "e2e_p99"
+    assert set(of["parts_s"]["tail"]) == set(PARTS)
+    base = api.simulate("small.yaml").summary.e2el.p99_s
+    assert of["value_s"] == pytest.approx(base)
+    changes = [one["change"] for one in of["remedies"] if "change" in one]
+    assert changes == sorted(changes)
+    assert set(of["recommended"]) <= {one["key"] for one in of["remedies"]}
+
+
+def test_parts_of_every_metric_add_up(small):
+    of = api.explain(small, jobs=1).explanation.attribution
+    for metric in ("ttft", "tpot", "e2e"):
+        values = of.metric_s(metric)
+        known = values == values
+        assert of.parts_of(metric)[known].sum(axis=1) == pytest.approx(values[known], rel=1e-9)
+
+
+def test_mistakes_are_told(small, monkeypatch, capsys):
+    with pytest.raises(ConfigError, match="ttft_p99, tpot_p99 or e2e_p99"):
+        api.explain(small, "p99")
+    assert servesim(monkeypatch, capsys, "explain", "nothing.yaml")[0] == 2
+    single = load_scenario(small, ["workload.output_tokens={law: fixed, tokens: 1}"])
+    with pytest.raises(StudyError, match="no completed request has a TPOT"):
+        explain_scenario(single, "tpot", lambda tasks: [run_trial(task) for task in tasks])
+
+
+def test_what_cannot_be_had_is_said_with_its_reason(small):
+    of = api.explain(small, overrides=["hardware.gpu=a100-80gb-sxm"], jobs=1).explanation
+    [fp8] = [one for one in of.remedies if one.key == "engine.kv_cache_dtype=fp8"]
+    assert fp8.figures is None
+    assert "fp8 KV cache" in fp8.refused
+    assert "Not possible: engine.kv_cache_dtype=fp8" in explanation_text(of)
+    assert fp8 not in of.ranked
+
+
+def test_a_remedy_is_a_setting_that_set_takes(small):
+    loaded = load_scenario(small, ["seed=3"])
+    for remedy in remedies_of(prepare(loaded)):
+        by_hand = load_scenario(small, ["seed=3", *remedy.text.split()])
+        assert by_hand.scenario == applied(loaded, remedy).scenario
+
+
+def test_a_remedy_against_the_rules_is_refused(small):
+    remedy = Remedy({"engine.allocator": "contiguous-max", "engine.watermark": 0.1})
+    with pytest.raises(ConfigError, match="needs allocator: paged"):
+        applied(load_scenario(small), remedy)
+
+
+def test_every_part_and_cause_has_words():
+    assert set(PART_LABELS) == set(PARTS)
+    assert all(len(words) == 3 for words in CAUSE_WORDS.values())
