@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from servesim import api
+from servesim.analysis.attribution import PARTS
 from servesim.analysis.kernel_table import read_kernel_table
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.analysis.stepwise import read_stepwise
@@ -128,3 +129,19 @@ def test_norms_of_queries_and_keys_are_kernels_of_their_own_without_compilation(
     bytes_s = 2 * (8 + 4) * 64 * 100 / prepared.gpu.efficiency.elementwise_bytes_per_s
     expected_s = 2 * 6 * (launch_s + bytes_s)
     assert eager._law.gpu_s(prompt(100)) - compiled._law.gpu_s(prompt(100)) == pytest.approx(expected_s)
+
+
+def test_preparing_is_the_hosts_when_latencies_are_explained():
+    """Explaining asks the law what might have been; it must not take that for steps that were."""
+    wanted = ["workload.num_requests=20", "workload.prompt_tokens.tokens=300"]
+    of = api.explain(RUN / "scenario.yaml", overrides=wanted, jobs=1).explanation.attribution
+    assert of.parts_of("ttft").sum(axis=1) == pytest.approx(of.ttft_s, rel=1e-9)
+    preparing_s = law_of()[0].step_s(prompt(300)) - prepared_s(prompt(300))
+    host_s = of.before[:, PARTS.index("host")]
+    assert host_s[0] > preparing_s > 0.005  # the first request of all is alone and meets a new count
+
+
+def prepared_s(shape):
+    """Seconds of a step of which nothing is new."""
+    law, _ = law_of()
+    return law.when_prepared.step_s(shape)

@@ -147,7 +147,7 @@ def test_the_law_gives_recorded_step_times_of_models_it_was_not_fitted_to(folder
     judged = [one for one in validated(folder).stepwise.steps if one.calibrated and one.load in UP_TO_85]
     assert len(judged) == 6
     for one in judged:
-        assert one.median < 0.08, one
+        assert one.median < 0.09, one
 
 
 def test_preemptions_and_prefix_hits_come_out():

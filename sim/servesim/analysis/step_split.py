@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.run import Run
+from servesim.cost.first_calls import FirstCallLaw
 from servesim.cost.step_parts import DecodeParts
 from servesim.cost.step_time import StepShape, StepTime
 from servesim.cost.swap import SwapLaw
@@ -40,10 +41,11 @@ class SplitRows:
         self.has_chunks: NDArray[np.bool_] = of["prefills"] > 0
         self.is_static = run.scenario.engine.batching == "static"
         self._ending = np.cumsum(steps)
-        self._law = law.without_copies if isinstance(law, SwapLaw) else law
+        self._law = _own(law)
         self._shapes = residence.shapes
         self.transfer_s = np.zeros(len(steps))
-        self._copies(law)
+        if isinstance(law, SwapLaw):
+            self._copies(law)
         self._split(of, DecodeParts(self._law, run.scenario.engine))  # type: ignore[arg-type]
 
     def of_step(self, step: Integers) -> Integers:
@@ -75,10 +77,10 @@ class SplitRows:
             if row < len(self.start_s):  # else planned, never done
                 yield row, shape
 
-    def _copies(self, law: StepTime) -> None:
+    def _copies(self, law: SwapLaw) -> None:
         for row, shape in self._shaped():
             if any(shape.swapped_blocks):
-                self.transfer_s[row] = min(law.step_s(shape) - self._law.step_s(shape), self.duration_s[row])
+                self.transfer_s[row] = min(law.copies_s(shape), self.duration_s[row])
 
     def _without_chunks_s(self, shape: StepShape) -> float:
         if not shape.num_decodes:
@@ -105,6 +107,12 @@ class SplitRows:
                 alone_s = law.step_s(shape._replace(chunks=own, num_sampled=sampled))
                 others_s[number] = min(max(0.0, duration_s - alone_s), duration_s - host_s[number])
         return others_s, host_s
+
+
+def _own(law: StepTime) -> StepTime:
+    """The law of what the model itself takes: asked what might have been, it must not remember."""
+    law = law.without_copies if isinstance(law, SwapLaw) else law
+    return law.when_prepared if isinstance(law, FirstCallLaw) else law
 
 
 def split_rows(run: Run, residence: Residence, law: StepTime) -> SplitRows:

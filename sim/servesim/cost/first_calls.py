@@ -49,6 +49,11 @@ class FirstCallLaw:
         return law
 
     @property
+    def when_prepared(self) -> StepTime:
+        """The law of the same steps when nothing is left to prepare."""
+        return self._law
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """The distinct attention windows of the model's layers (None: full attention)."""
         return self._law.windows

@@ -64,7 +64,11 @@ class SwapLaw:
 
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, copies first."""
-        return self._law.step_s(shape) + self._copies.seconds(*shape.swapped_blocks)
+        return self._law.step_s(shape) + self.copies_s(shape)
+
+    def copies_s(self, shape: StepShape) -> float:
+        """Seconds that the copies of one step take."""
+        return self._copies.seconds(*shape.swapped_blocks)
 
     def decode_steps(
         self, num_decodes: int, context_tokens: tuple[int, ...], context_growth: tuple[int, ...]
