@@ -14,9 +14,13 @@ from servesim.config.load import load_scenario, shipped
 from servesim.cost.step_time import StepTime
 from servesim.engine.residence import Residence, note_residence
 from servesim.engine.scheduler import Scheduler
+from servesim.errors import ConfigError
 
 SHIPPED = sorted(path.stem for path in Path(shipped("scenarios")).glob("*.yaml"))
-NEEDS = {"context-500k": ["engine.tensor_parallel_size=2"]}  # more memory than the file's one GPU has
+NEEDS = {
+    "context-500k": ["engine.tensor_parallel_size=2"],  # more memory than the file's one GPU has
+    "azure-conv-70b": ["hardware.replicas=1", "workload.trace.rate_scale=0.5"],  # one engine is explained
+}
 
 
 def attributed(name: str | Path, *overrides: str, one_by_one: bool = False) -> tuple[Run, Attribution]:
@@ -153,3 +157,8 @@ def test_noting_does_not_change_what_happens() -> None:
     noted, _ = attributed("chat-1000")
     for name, column in plain.log.requests.columns.items():
         np.testing.assert_array_equal(column, noted.log.requests.columns[name])
+
+
+def test_a_fleet_is_not_explained_and_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="an explanation is of one engine"):
+        attributed("azure-conv-70b")

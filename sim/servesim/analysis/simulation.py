@@ -94,7 +94,7 @@ def run_prepared(
     stop: Callable[[], bool] = lambda: False,
     step_trace: Callable[[Step], None] | None = None,
     observe: Callable[[Scheduler], None] | None = None,
-    watch: Callable[[Scheduler, StepTime], StepTime] = lambda scheduler, step_time: step_time,
+    watch: Callable[[Scheduler, StepTime], StepTime] | None = None,
 ) -> Run:
     """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request.
 
@@ -108,9 +108,9 @@ def run_prepared(
     resolved = loaded.scenario.model_copy(update={"engine": engine})
     depth = 2 if engine.async_scheduling else 1
     if loaded.scenario.hardware.replicas > 1:
-        if step_trace is not None or observe is not None:
-            step = "set hardware.replicas to 1"
-            what = "a step trace" if step_trace is not None else "a memory map"
+        if step_trace or observe or watch:
+            what = "a step trace" if step_trace else "a memory map" if observe else "an explanation"
+            step = "set hardware.replicas=1, and give that replica its share of the traffic"
             problem = Problem(f"{what} is of one engine", path="hardware.replicas", next_step=step)
             raise ConfigError(problem)
         serve = partial(simulate_fleet, pipeline_depth=depth, on_end=on_end, stop=stop)
@@ -127,7 +127,7 @@ def run_prepared(
     if step_trace is not None:
         step_trace(trace_head(engine.version, resolved.model_dump(mode="json")))
         recorder = trace_steps(scheduler, step_trace, accept)
-    watched = watch(scheduler, step_time)
+    watched = watch(scheduler, step_time) if watch else step_time
     log = simulate(prepared.workload, scheduler, watched, pipeline_depth=depth, on_end=on_end, stop=stop)
     if step_trace is not None and recorder is not None:
         step_trace({"summary": recorder.summary()})
