@@ -7,7 +7,9 @@ import pytest
 
 from servesim.analysis.metrics import summarise
 from servesim.analysis.series import time_series
+from servesim.analysis.simulation import prepare, run_prepared
 from servesim.api import simulate
+from servesim.config.load import load_scenario
 
 CHAT = ("workload.num_requests=400",)
 SCENARIOS = {
@@ -19,6 +21,19 @@ SCENARIOS = {
     ),
     "contiguous": ("azure-conv-h100-contiguous", ("workload.trace.max_requests=400",)),
 }
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_stopped_run_ends_there_and_says_so(asynchronous):
+    """Also where nothing but arrivals and ends happens, and the engine's innermost loop goes on and on."""
+    ends = [f"engine.async_scheduling={asynchronous}", "workload.trace.max_requests=2000"]
+    prepared, ended = prepare(load_scenario("std10k", ends)), []
+    log = run_prepared(prepared, on_end=ended.append, stop=lambda: len(ended) >= 50).log
+    assert log.interrupted
+    assert 50 <= len(ended) < 60
+    status = np.bincount(log.requests.columns["status"], minlength=5)
+    assert status[0] == len(ended)
+    assert status[3] > 0, "who was running is written down"
 
 
 @pytest.fixture(scope="module", params=SCENARIOS)

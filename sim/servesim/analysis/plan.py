@@ -77,11 +77,6 @@ class Fleet:
             return "kept"
         return "missed" if 2 * sum(stable) < len(stable) or mean - reach > 1 else "undecided"
 
-    @property
-    def kept_share(self) -> float:
-        """Share of the trials that keep the SLO."""
-        return sum(one.attained <= 1 and one.is_stable for one in self.trials) / len(self.trials)
-
 
 @dataclass
 class Candidate:

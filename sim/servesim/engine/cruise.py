@@ -36,6 +36,7 @@ class Cruise:
         set_pace: Callable[[Flight], None],
         next_event_s: Callable[[], float],
         wait_until: Callable[[float], Any],
+        stop: Callable[[], bool],
     ) -> None:
         self._scheduler = scheduler
         self._step_time = step_time
@@ -45,11 +46,12 @@ class Cruise:
         self._set_pace = set_pace
         self._next_event_s = next_event_s
         self._wait_until = wait_until
+        self._stop = stop
 
     def run(self, flight: Flight, now_s: float) -> Generator[Any, Any, tuple[float, Flight | None]]:
         """Go on from a plan that coasts and begins now; returns the time and what begins then, if anything.
 
-        Returns where blocks may run short and where somebody is not let in whole.
+        Returns where blocks may run short, where somebody is not let in whole, and once ``stop()`` is true.
         """
         scheduler, lead, next_event_s, ledger = self._scheduler, self._lead, self._next_event_s, self._ledger
         group, kv, pack, write = scheduler.group, scheduler.kv, self._log.steps.pack, self._log.steps.write
@@ -74,7 +76,7 @@ class Cruise:
             elif not lead:
                 decided_s = end_s
             blocks = group.blocks_demanded(more) if more else 0
-            if blocks + count > kv.num_free_blocks:
+            if blocks + count > kv.num_free_blocks or self._stop():
                 if alone:
                     flight.plan = scheduler.plan_of_group(lead)
                 return now_s, flight

@@ -178,7 +178,7 @@ class Engine:
         if step_time.windows == (None,):
             self._cruise = Cruise(
                 scheduler, step_time, log, self._ledger, pipeline_depth - 1,
-                self._set_pace, next_event_s, lambda time_s: env.timeout(time_s - env.now),
+                self._set_pace, next_event_s, lambda time_s: env.timeout(time_s - env.now), stop,
             )  # fmt: skip
         env.process(self._serve())
 
