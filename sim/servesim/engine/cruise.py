@@ -25,9 +25,7 @@ class _Newcomer(NamedTuple):
     """A step of the group and of somebody's whole prompt, as scheduled."""
 
     request: RequestState
-    decodes: int
-    context_tokens: int
-    prefill_tokens: int
+    shape: StepShape
     ended: list[RequestState]
     first_s: float
 
@@ -86,15 +84,16 @@ class Cruise:
             step = None
         while True:
             # How many steps, when what follows them is decided, and when they end.
-            steps, end_levels = 1, levels
+            steps, end_levels, event_s = 1, levels, next_event_s()
             if step is None:
-                decodes, context_tokens, prefill_tokens = len(members), levels[0], 0
-                steps, event_s = 1 + group.steps_to_finish(), now_s if waiting else next_event_s()
-                if steps > num_steps:
-                    steps = num_steps
+                decodes = outputs = len(members)
+                context_tokens, prefill_tokens = levels[0], 0
+                last = 1 + group.steps_to_finish()
+                steps = last if last < num_steps else num_steps
+                break_s = now_s if waiting else event_s
                 decided_s = now_s + duration_s(steps - lead, first_s, growth_s)
-                if event_s <= decided_s:
-                    begun = steps_until(event_s - now_s, first_s, growth_s) if event_s > now_s else 0
+                if break_s <= decided_s:
+                    begun = steps_until(break_s - now_s, first_s, growth_s) if break_s > now_s else 0
                     steps, decided_s = begun + lead, now_s + duration_s(begun, first_s, growth_s)
                 end_s = now_s + duration_s(steps, first_s, growth_s)
                 blocks = group.blocks_demanded(steps - 1) if steps > 1 else 0
@@ -106,38 +105,41 @@ class Cruise:
                 if steps > 1:
                     scheduler.advance_group(steps - 1, blocks)
                     end_levels = scheduler.levels()
-                ended = scheduler.pop_ended()
+                ended = scheduler.pop_ended() if steps == last else []
             else:
                 end_s = now_s + first_s
                 decided_s = now_s if lead else end_s
                 if isinstance(step, _Newcomer):
-                    newcomer, decodes, context_tokens, prefill_tokens, ended, _ = step
+                    newcomer, shape, ended, _ = step
+                    decodes, (context_tokens,), chunks, outputs, _, _ = shape
+                    prefill_tokens = chunks[0][0] if chunks else 0
                 elif len(members) > kv.num_free_blocks or stop():
                     return now_s, step
                 else:
                     ended = []
             after = None
             if lead:
-                while next_event_s() <= decided_s:
+                while event_s <= decided_s:
                     yield wait_until(decided_s)
+                    event_s = next_event_s()
                 if waiting:
                     after = self._let_in(len(ended), decided_s)
                 elif members:
                     scheduler.advance_group(1, group.blocks_demanded(1))
-            if next_event_s() < end_s:
+            if event_s < end_s:
                 yield wait_until(end_s)
             if isinstance(step, Flight):
                 step.leave_behind(1)
                 ledger.commit(step, 1, end_s)
             else:
                 scheduler.commit_group(ended, steps, end_s)
-                running = decodes
+                itl_samples = outputs
                 if step is not None:
                     scheduler.greet(newcomer, end_s)
-                    running += 1
+                    itl_samples -= 1
                 write(pack(
-                    now_s, first_s, growth_s, steps, decodes, running - decodes, prefill_tokens,
-                    context_tokens, running, decodes, running, 0, 0, 0, *levels, *end_levels,
+                    now_s, first_s, growth_s, steps, decodes, outputs - decodes, prefill_tokens,
+                    context_tokens, outputs, itl_samples, outputs, 0, 0, 0, *levels, *end_levels,
                 ))  # fmt: skip
                 self._log.end_s = end_s
                 for request in ended:
@@ -172,9 +174,12 @@ class Cruise:
             decodes = len(scheduler.group.members)
             cached, context_tokens, ended = scheduler.let_in(request)
             request.scheduled_s = now_s
-            chunk = (request.num_prompt_tokens - cached, cached)
-            shape = StepShape(decodes, (context_tokens,), (chunk,), decodes + 1)
-            return _Newcomer(request, decodes, context_tokens, chunk[0], ended, self._step_time.step_s(shape))
+            tokens = request.num_prompt_tokens - cached
+            if tokens == 1 and cached:  # one token on a prefix is computed as a decode is
+                shape = StepShape(decodes + 1, (context_tokens + cached + 1,), (), decodes + 1)
+            else:
+                shape = StepShape(decodes, (context_tokens,), ((tokens, cached),), decodes + 1)
+            return _Newcomer(request, shape, ended, self._step_time.step_s(shape))
         plan = scheduler.plan_beside_group(draining, bool(self._lead))
         if plan is None:
             return None

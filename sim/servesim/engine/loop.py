@@ -101,8 +101,9 @@ def simulate_fleet(
                 heappush(due_s, env.now + delay_s)  # as SimPy rounds it
                 yield env.timeout(delay_s)
                 heappop(due_s)
-            if any(log.interrupted for log in logs):
-                return
+            for log in logs:
+                if log.interrupted:
+                    return
             submit(request)
 
     def next_submission_s() -> float:

@@ -160,10 +160,13 @@ class Scheduler(OneByOneScheduler):
         is on its way.
         """
         kv, group, sequence, tokens = self.kv, self.group, request.sequence, request.num_prompt_tokens
+        context_tokens, ended = 0, []
         if group.members:
-            kv.grow(group.blocks_demanded(1))
+            blocks = group.blocks_demanded(1)
+            if blocks:
+                kv.grow(blocks)
             group.pass_steps(1)
-        context_tokens, ended = group.computed_tokens(), self.pop_ended()
+            context_tokens, ended = group.computed_tokens(), self.pop_ended()
         hit, cached = kv.find_hit(sequence, tokens - 1), 0
         if hit is not None:
             cached = hit.num_tokens
@@ -197,13 +200,17 @@ class Scheduler(OneByOneScheduler):
         """Process the output of ``steps`` steps of the group alone; ``ended`` left it with the last one."""
         self._committed_step += steps
         self._committed_s = now_s
+        if not ended:
+            return
         if len(ended) > 1:
             ended.sort(key=by_admission)
+        kv = self.kv
         for request in ended:
             del self.running[request], self._loose[request]
-            self.kv.settle(request.sequence, request.num_computed_tokens)
-            self.kv.cache(request.sequence, request.num_computed_tokens)
-            self.kv.free(request.sequence)
+            sequence, computed = request.sequence, request.num_computed_tokens
+            kv.settle(sequence, computed)
+            kv.cache(sequence, computed)
+            kv.free(sequence)
             self._mark_finished(request)
         self.news |= bool(self.waiting)
 

@@ -219,7 +219,7 @@ class PagedKVCache:
 
     def free(self, sequence: PagedSequence) -> None:
         """Give back all blocks, the last first; cached ones stay hit-able until they are reclaimed."""
-        self.num_logical_blocks -= sequence.num_blocks
+        self.num_logical_blocks -= sequence.num_cached + sequence.num_blank
         parts = [part for extent, taken in sequence.pieces for part in parts_of(extent, taken)]
         self._give_back(parts, sequence.num_blank, sequence.blank_ids)
         sequence.pieces = []
