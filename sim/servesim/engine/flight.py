@@ -62,14 +62,15 @@ def steps_until(elapsed_s: float, first_s: float, growth_s: float) -> int:
         steps = int(2 * elapsed_s / (half + (half * half + 2 * growth_s * elapsed_s) ** 0.5))
     else:
         steps = int(elapsed_s / first_s)
-    steps = max(steps, 1)
-    while steps > 1 and duration_s(steps - 1, first_s, growth_s) >= elapsed_s:
+    half_growth_s = 0.5 * growth_s
+    while steps > 1 and (steps - 1) * (first_s + (steps - 2) * half_growth_s) >= elapsed_s:
         steps -= 1
-    while duration_s(steps, first_s, growth_s) < elapsed_s:
+    steps = steps or 1
+    while steps * (first_s + (steps - 1) * half_growth_s) < elapsed_s:
         steps += 1
     return steps
 
 
 def duration_s(steps: int, first_s: float, growth_s: float) -> float:
     """Seconds of so many steps, of which step j takes ``first_s + j * growth_s``."""
-    return steps * first_s + 0.5 * steps * (steps - 1) * growth_s
+    return steps * (first_s + (steps - 1) * (0.5 * growth_s))

@@ -70,11 +70,11 @@ class Scheduler(OneByOneScheduler):
     def levels(self) -> tuple[int, ...]:
         """What the KV pool's classes are made of, as scheduled so far: see kv.base.Account."""
         group = self.group
-        computed, waste = group.computed_tokens(), group.final_waste
+        held = group.computed_tokens(), group.final_waste
         if self._loose:
-            loose_computed, loose_waste = self._held()
-            computed, waste = computed + loose_computed, waste + loose_waste
-        return (computed, waste, *self.kv.levels())
+            computed, waste = self._held()
+            held = held[0] + computed, held[1] + waste
+        return held + self.kv.levels()
 
     # ---- a plan that coasts: the decode group goes on, step after step --------------------------
 

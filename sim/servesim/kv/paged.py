@@ -160,7 +160,8 @@ class PagedKVCache:
         """New blocks for ``num_slots`` slots, and the hit blocks that are in the free queue."""
         blocks = -(-num_slots // self.block_size)
         if hit is None:
-            return max(blocks - sequence.num_blocks, 0)
+            blocks -= sequence.num_cached + sequence.num_blank
+            return blocks if blocks > 0 else 0
         return max(blocks - hit.num_blocks, 0) + hit.num_evictable
 
     def num_blocks_to_admit(self, sequence: PagedSequence, num_tokens: int, hit: PrefixHit | None) -> int:
@@ -181,7 +182,7 @@ class PagedKVCache:
                 self._acquire(sequence, node, low, high)
             sequence.num_cached = hit.num_blocks
             self.num_logical_blocks += hit.num_blocks
-        new = -(-num_slots // self.block_size) - sequence.num_blocks
+        new = -(-num_slots // self.block_size) - sequence.num_cached - sequence.num_blank
         if new > 0:
             self._extend(sequence, new)
 
