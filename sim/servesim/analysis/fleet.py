@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
-from servesim.analysis.prepared import Prepared, build_replica
+from servesim.analysis.prepared import Prepared, build_replica, of_pool
+from servesim.analysis.run import Pool
+from servesim.config.link import load_link
 from servesim.config.workload import ClosedLoopArrivals
-from servesim.cost.step_time import StepTime
+from servesim.cost.first_calls import after
+from servesim.cost.kv_groups import kv_layout
+from servesim.cost.step_time import StepTime, build_step_time
 from servesim.engine.events import Log
-from servesim.engine.fleet import Replica, simulate_fleet
+from servesim.engine.fleet import Replica, Site, simulate_fleet
+from servesim.engine.handover import KvLink
 from servesim.engine.loop import simulate
 from servesim.engine.router import BLIND, Members, Route, build_route
 from servesim.errors import ConfigError, Problem
 from servesim.workload.routed import shares
 
-__all__ = ["serve_fleet"]
+Serves = Literal["all", "prefill", "decode"]
+
+__all__ = ["serve_fleet", "serve_pools"]
 
 
 def serve_fleet(
@@ -48,16 +56,51 @@ def serve_fleet(
         return build_replica(prepared, step_time)[0]
 
     if hardware.router in BLIND and (waits_for_nothing or sampled) and scenario.fleet is None:
-        parts = shares(workload, router(Members(hardware.replicas)), count)
+        parts = shares(workload, router(Members([1.0] * hardware.replicas)), count)
         logs = [simulate(part, *make(), pipeline_depth=depth, on_end=on_end, stop=stop) for part in parts]
         return Log.of_fleet(logs)
     return simulate_fleet(
         workload,
-        [make] * count,
+        [Site(make, depth)] * count,
         router,
         events=scenario.fleet,
-        pipeline_depth=depth,
         waits_for_nothing=waits_for_nothing,
         on_end=on_end,
         stop=stop,
     )
+
+
+def serve_pools(
+    prepared: Prepared, *, on_end: Callable[[float], None], stop: Callable[[], bool]
+) -> tuple[Log, tuple[Pool, ...]]:
+    """Serve the workload by the replicas of all pools; returns what they are, too."""
+    scenario = prepared.loaded.scenario
+    fleet, router = scenario.fleet, scenario.hardware.router
+    assert fleet is not None
+    link = load_link(prepared.loaded.find("links", fleet.kv_link)) if fleet.kv_link else None
+    sites, pools, token_bytes = list[Site](), list[Pool](), 0
+    for name, pool in fleet.pools.items():
+        own = of_pool(prepared, pool)
+        law = build_step_time(own.model, own.gpu, own.engine, own.draft)
+        num_gpus = own.engine.tensor_parallel_size * own.engine.pipeline_parallel_size
+
+        def make(own: Prepared = own, law: StepTime = law, serves: Serves = pool.serves) -> Replica:
+            return build_replica(own, after(law, own.rows_met), serves=serves)[0]
+
+        rate = link.replica_bytes_per_s(num_gpus) if link else 0.0
+        depth = 2 if own.engine.async_scheduling else 1
+        sites += [Site(make, depth, pool.serves, pool.weight, rate)] * pool.replicas
+        pools.append(Pool(name, pool.serves, pool.replicas, num_gpus, own.gpu, own.engine, own.memory))
+        if pool.serves == "decode":
+            layout = kv_layout(own.model, own.engine)
+            token_bytes = max(token_bytes, layout.token_bytes * own.engine.tensor_parallel_size)
+    log = simulate_fleet(
+        prepared.workload,
+        sites,
+        lambda members: build_route(router, members, scenario.seed),
+        events=fleet,
+        link=KvLink(link.latency_s, token_bytes) if link else None,
+        on_end=on_end,
+        stop=stop,
+    )
+    return log, tuple(pools)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from servesim.config.defaults import resolve_engine, with_whole_tables
 from servesim.config.engine_profile import profiled_engine
+from servesim.config.fleet import PoolConfig
 from servesim.config.load import LoadedScenario
 from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
 from servesim.config.scenario import EngineConfig
@@ -22,7 +23,7 @@ from servesim.engine.step_trace import NotedAcceptance
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
 
-__all__ = ["Prepared", "build_replica", "prepare"]
+__all__ = ["Prepared", "build_replica", "of_pool", "prepare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,22 @@ def _profile(load: Callable[[str], Loaded], path: Path) -> Loaded:
     return cast(Loaded, _profiles[key])
 
 
+def of_pool(prepared: Prepared, pool: PoolConfig) -> Prepared:
+    """The same, for one of the replicas of a pool."""
+    loaded = prepared.loaded
+    hardware = loaded.scenario.hardware.model_copy(update={"gpu": pool.gpu or loaded.scenario.hardware.gpu})
+    changes = {"hardware": hardware, "engine": loaded.scenario.pool_engine(pool), "fleet": None}
+    loaded = replace(loaded, scenario=loaded.scenario.model_copy(update=changes))
+    return replace(prepare(loaded, prepared.workload), rows_met=prepared.rows_met)
+
+
 def build_replica(
-    prepared: Prepared, step_time: StepTime, *, one_by_one: bool = False, track_ids: bool = False
+    prepared: Prepared,
+    step_time: StepTime,
+    *,
+    one_by_one: bool = False,
+    track_ids: bool = False,
+    serves: Literal["all", "prefill", "decode"] = "all",
 ) -> tuple[Replica, NotedAcceptance | None]:
     """An engine with an empty cache, and what says which drafts it accepts."""
     engine, loaded, accept = prepared.engine, prepared.loaded, None
@@ -98,5 +113,6 @@ def build_replica(
         accept=accept,
         sampling=sampling,
         beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
+        serves=serves,
     )
     return Replica(scheduler, step_time), accept

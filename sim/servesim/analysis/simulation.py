@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from servesim.analysis.fleet import serve_fleet
+from servesim.analysis.fleet import serve_fleet, serve_pools
 from servesim.analysis.prepared import Prepared, build_replica, prepare
 from servesim.analysis.run import Run
 from servesim.cost.first_calls import after
@@ -37,12 +37,18 @@ def run_prepared(
     step_time = after(step_time, prepared.rows_met)
     resolved = loaded.scenario.model_copy(update={"engine": engine})
     depth = 2 if engine.async_scheduling else 1
-    if loaded.scenario.hardware.replicas > 1 or loaded.scenario.fleet is not None:
+    fleet = loaded.scenario.fleet
+    if loaded.scenario.num_replicas > 1 or fleet is not None:
         if step_trace or observe or watch:
             what = "a step trace" if step_trace else "a memory map" if observe else "an explanation"
             step = "set hardware.replicas=1 and fleet=null, and give that replica its share of the traffic"
             problem = Problem(f"{what} is of one engine", path="hardware.replicas", next_step=step)
             raise ConfigError(problem)
+        if fleet is not None and fleet.pools:
+            log, pools = serve_pools(prepared, on_end=on_end, stop=stop)
+            first = pools[0]
+            resolved = loaded.scenario.model_copy(update={"engine": first.engine})
+            return Run(resolved, first.gpu, prepared.model, first.memory, log, pools)
         log = serve_fleet(prepared, step_time, on_end=on_end, stop=stop)
         return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)
     observed = observe is not None
