@@ -61,9 +61,10 @@ def serve_fleet(
         return Log.of_fleet(logs)
     return simulate_fleet(
         workload,
-        [Site(make, depth)] * count,
+        [Site(make, depth)] * (count if scenario.fleet is None else scenario.num_replicas),
         router,
         events=scenario.fleet,
+        num_at_begin=count,
         waits_for_nothing=waits_for_nothing,
         on_end=on_end,
         stop=stop,

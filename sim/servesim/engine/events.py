@@ -171,6 +171,8 @@ class FleetLog:
         self.aborts = Rows(("at_s",), ("index", "replica", "generated_tokens"))
         """Requests that a failing replica did not finish, with the tokens that it had yielded; they were sent
         to another one, or lost."""
+        self.spans = Rows(("ordered_s", "ready_s", "gone_s"), ("replica",))
+        """When replicas of an autoscaler were paid for and served; NaN: after the end."""
         self.transfers = Rows(
             ("prefilled_s", "asked_s", "begun_s", "done_s"), ("index", "source", "target", "num_tokens")
         )
