@@ -65,7 +65,8 @@ class Cruise:
         Returns where blocks may run short, where somebody is not let in whole, and once ``stop()`` is true.
         """
         scheduler, lead, ledger, stop = self._scheduler, self._lead, self._ledger, self._stop
-        group, kv, pack, write = scheduler.group, scheduler.kv, self._log.steps.pack, self._log.steps.write
+        group, kv, log = scheduler.group, scheduler.kv, self._log
+        pack, write = log.steps.pack, log.steps.write
         next_event_s, wait_until, decode_steps = (
             self._next_event_s,
             self._wait_until,
@@ -141,9 +142,9 @@ class Cruise:
                     now_s, first_s, growth_s, steps, decodes, outputs - decodes, prefill_tokens,
                     context_tokens, outputs, itl_samples, outputs, 0, 0, 0, *levels, *end_levels,
                 ))  # fmt: skip
-                self._log.end_s = end_s
                 for request in ended:
                     ledger.end(request, end_s)
+                log.end_s = end_s
             now_s = end_s
             if not lead:
                 while next_event_s() <= now_s:

@@ -9,7 +9,17 @@ from typing import Any
 from servesim.cost.step_time import StepShape
 from servesim.workload.request import Request
 
-__all__ = ["AdmissionFailure", "Plan", "RequestState", "Status"]
+__all__ = [
+    "FINISHED_LENGTH",
+    "FINISHED_STOP",
+    "REFUSED",
+    "RUNNING",
+    "WAITING",
+    "AdmissionFailure",
+    "Plan",
+    "RequestState",
+    "Status",
+]
 
 
 class Status(IntEnum):
@@ -21,6 +31,11 @@ class Status(IntEnum):
     RUNNING = 3
     WAITING = 4
     LOST = 5
+
+
+# A member of an enum takes as long to look up as a call; these are looked up for every request.
+RUNNING, WAITING, REFUSED = Status.RUNNING, Status.WAITING, Status.REFUSED
+FINISHED_STOP, FINISHED_LENGTH = Status.FINISHED_STOP, Status.FINISHED_LENGTH
 
 
 class AdmissionFailure(IntEnum):
@@ -75,7 +90,7 @@ class RequestState:
         self.request = request
         self.sequence = sequence
         self.admission = -1  # place in the order of admissions, the order of the running requests
-        self.status = Status.WAITING
+        self.status = WAITING
         self.num_prompt_tokens = request.prompt_tokens
         self.output_limit = min(request.output_tokens, max_model_len - request.prompt_tokens)
         # KV slots in use when the last token comes out; that token's own KV is never written

@@ -233,7 +233,8 @@ class PagedKVCache:
         """Give back all blocks, the last first; cached ones stay hit-able until they are reclaimed."""
         cached = sequence.num_cached
         self.num_logical_blocks -= cached + sequence.num_blank
-        parts = [part for extent, taken in sequence.pieces for part in parts_of(extent, taken)]
+        pieces, sequence.pieces = sequence.pieces, []
+        parts = [part for extent, taken in pieces for part in parts_of(extent, taken)] if pieces else []
         if len(sequence.path) == 1 and self._makes_extents_late:
             low = parts[-1].high if parts else 0
             if low < cached:
@@ -241,7 +242,6 @@ class PagedKVCache:
                 node.extents.append(Extent(node, low, cached, None, 1))
                 parts.append(node.extents[-1])
         self._give_back(parts, sequence.num_blank, sequence.blank_ids)
-        sequence.pieces = []
         sequence.num_cached = sequence.num_blank = sequence.cursor = 0
         sequence.blank_ids = None
 
