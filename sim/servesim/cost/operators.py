@@ -102,7 +102,8 @@ class OperatorLaw:
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, host time included."""
         least_s, extra_s = self._host.beside_gpu(shape.num_decodes + len(shape.chunks))
-        return max(self.gpu_s(shape), least_s) + extra_s
+        gpu_s = self.gpu_s(shape)
+        return (gpu_s if gpu_s > least_s else least_s) + extra_s
 
     def gpu_s(self, shape: StepShape) -> float:
         """Seconds that the GPU works on one step."""

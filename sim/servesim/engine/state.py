@@ -91,10 +91,12 @@ class RequestState:
         self.sequence = sequence
         self.admission = -1  # place in the order of admissions, the order of the running requests
         self.status = WAITING
-        self.num_prompt_tokens = request.prompt_tokens
-        self.output_limit = min(request.output_tokens, max_model_len - request.prompt_tokens)
+        prompt_tokens, output_limit = request.prompt_tokens, request.output_tokens
+        if prompt_tokens + output_limit > max_model_len:
+            output_limit = max_model_len - prompt_tokens
+        self.num_prompt_tokens, self.output_limit = prompt_tokens, output_limit
         # KV slots in use when the last token comes out; that token's own KV is never written
-        self.final_slots = request.prompt_tokens + self.output_limit - 1
+        self.final_slots = prompt_tokens + output_limit - 1
         self.num_computed_tokens = 0
         self.num_output_tokens = 0
         self.num_in_flight_tokens = 0  # scheduled, output not processed; kept one by one only

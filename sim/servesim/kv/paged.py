@@ -171,9 +171,8 @@ class PagedKVCache:
             return blocks if blocks > 0 else 0
         return max(blocks - hit.num_blocks, 0) + hit.num_evictable
 
-    def num_blocks_to_admit(self, sequence: PagedSequence, num_tokens: int, hit: PrefixHit | None) -> int:
-        """As for any slots: nothing is freed before the sequence ends."""
-        return self.num_blocks_needed(sequence, num_tokens, hit)
+    # Nothing is freed before a sequence ends, so the whole prompt takes what its slots take.
+    num_blocks_to_admit = num_blocks_needed
 
     def deny(self, num_blocks: int) -> bool:
         """Any free block serves, so too few are free."""
