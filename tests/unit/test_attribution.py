@@ -19,7 +19,12 @@ from servesim.errors import ConfigError
 SHIPPED = sorted(path.stem for path in Path(shipped("scenarios")).glob("*.yaml"))
 NEEDS = {
     "context-500k": ["engine.tensor_parallel_size=2"],  # more memory than the file's one GPU has
-    "azure-conv-70b": ["hardware.replicas=1", "workload.trace.rate_scale=0.5"],  # one engine is explained
+    # One engine is explained, with its share of the traffic.
+    "autoscaled": ["fleet=null", "hardware.replicas=1", "workload.trace.rate_scale=2"],
+    "azure-conv-70b": ["hardware.replicas=1", "workload.trace.rate_scale=0.5"],
+    "failed-replica": ["fleet=null", "hardware.replicas=1", "workload.trace.rate_scale=2"],
+    "mixed-pools": ["fleet=null", "workload.trace.rate_scale=1"],
+    "prefill-decode-70b": ["fleet=null", "workload.trace.rate_scale=0.5"],
 }
 
 
