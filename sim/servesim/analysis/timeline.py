@@ -111,8 +111,9 @@ class Timeline:
 
 def timeline(steps: StepLog, begin_s: float) -> Timeline:
     """The log's rows from ``begin_s`` (the first arrival) on, with idle rows put into the holes."""
-    floats = {name: np.array(steps.columns[name], dtype=np.float64) for name in StepLog.floats}
-    integers = {name: np.array(steps.columns[name], dtype=np.int64) for name in StepLog.integers}
+    columns = steps.columns
+    floats = {name: columns[name] for name in StepLog.floats}
+    integers = {name: columns[name] for name in StepLog.integers}
     if not steps.parts:
         return _one_engine(floats, integers, begin_s)
     ends = np.cumsum((0, *steps.parts))
@@ -179,16 +180,17 @@ def _one_engine(floats: Mapping[str, Floats], integers: Mapping[str, Integers], 
     hole_s = start_s - before_s
     # Clock readings that differ only by rounding are not a hole.
     holes = np.flatnonzero(hole_s > 1e-9 * np.maximum(1.0, np.abs(start_s)))
+    if not len(holes):
+        return Timeline(start_s, duration_s, floats["first_s"], floats["growth_s"], integers)
     idle = {name: np.zeros(len(holes), dtype=np.int64) for name in StepLog.integers}
-    if len(holes):
-        cached = integers["kv_cached"][holes]
-        pool = sum(integers[f"kv_{name}"][holes] for name in KV_CLASSES)
-        idle |= {
-            "kv_cached": cached,
-            "end_kv_cached": cached,
-            "kv_free": pool - cached,
-            "end_kv_free": pool - cached,
-        }
+    cached = integers["kv_cached"][holes]
+    pool = sum(integers[f"kv_{name}"][holes] for name in KV_CLASSES)
+    idle |= {
+        "kv_cached": cached,
+        "end_kv_cached": cached,
+        "kv_free": pool - cached,
+        "end_kv_free": pool - cached,
+    }
     return Timeline(
         start_s=np.insert(start_s, holes, before_s[holes]),
         duration_s=np.insert(duration_s, holes, hole_s[holes]),

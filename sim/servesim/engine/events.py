@@ -54,7 +54,7 @@ class Rows:
     def where(self, kept: NDArray[np.bool_]) -> Self:
         """A log of those rows alone."""
         part = copy(self)
-        part._sealed, part._bytes = [], bytearray(self._table()[kept].tobytes())
+        part._sealed, part._bytes = [], bytearray(np.concatenate(self._tables())[kept].tobytes())
         part.parts = tuple(int(one.sum()) for one in np.split(kept, np.cumsum(self.parts)[:-1]) if self.parts)
         part._ready()
         return part
@@ -96,11 +96,11 @@ class Rows:
         return self._columns
 
     def _read(self) -> dict[str, NDArray[Any]]:
-        table = self._table()
-        return {name: np.array(table[name]) for name in self._row.names or ()}
+        tables = self._tables()
+        return {name: np.concatenate([one[name] for one in tables]) for name in self._row.names or ()}
 
-    def _table(self) -> NDArray[Any]:
-        return np.frombuffer(b"".join((*self._sealed, self._bytes)), dtype=self._row)
+    def _tables(self) -> list[NDArray[Any]]:
+        return [np.frombuffer(part, dtype=self._row) for part in (*self._sealed, bytes(self._bytes))]
 
 
 class StepLog(Rows):
