@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from servesim.config.profiles import PEAK_OF_EXPERTS, ExpertEfficiency, ExpertFormat, GpuProfile
+from servesim.config.scenario import EngineVersion
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, ProductType, Quantization, WeightFormat
 from servesim.cost.ops import gemm_efficiency, joined
 
@@ -20,6 +21,16 @@ Floats = npt.NDArray[np.float64]
 ROW_TILE = 16
 """Rows that an expert computes even when fewer are routed to it; of 16, 32, 64 and 128 the best fit."""
 
+# vLLM multiplies MXFP4 experts with Marlin, its kernel of w4a16, wherever it has no better one: always on
+# GPUs older than Hopper and on workstation Blackwell, on Hopper as long as users had to install the Triton
+# kernels themselves (vllm-project/vllm PR 27370, after 0.11).
+_MARLIN_ALWAYS = ("ampere", "ada", "blackwell-rtx")
+_MARLIN_ON_HOPPER: tuple[EngineVersion, ...] = ("0.6", "0.11")
+# Marlin's tiles: vLLM pads MXFP4 experts to multiples of these, gpt-oss's 2,880 to 3,072 and 2,944, so that
+# 0.92 of the rate is useful. Of the rate of int4 experts that fit the tiles it reaches 0.92 on RTX PRO 6000
+# and 0.95 on L40S (8,192 tokens; aiconfigurator-core).
+_MARLIN_HIDDEN, _MARLIN_WIDTH = 256, 128
+
 # Whose coefficients stand in for a format that was not measured on the GPU, in this order.
 _STAND_INS: dict[Quantization, tuple[ExpertFormat, ...]] = {
     "none": ("bf16",),
@@ -27,7 +38,7 @@ _STAND_INS: dict[Quantization, tuple[ExpertFormat, ...]] = {
     "fp8_block": ("fp8_block",),
     "int8": ("fp8_block", "bf16"),
     "w4a16": ("w4a16", "bf16"),
-    "mxfp4": ("mxfp4", "bf16"),
+    "mxfp4": ("mxfp4", "w4a16", "bf16"),
     "nvfp4": ("nvfp4", "w4a16", "bf16"),
 }
 
@@ -48,13 +59,15 @@ class GroupedExperts:
 
     launch + a share per expert reached + (compute^knee + memory^knee)^(1/knee) + moving the rows.  Grouped
     products are far from the rate of plain ones: many small matrices, no tile shared between experts.  Where
-    the GPU's file has no experts of any format, its plain products stand in, which is too fast.
+    the GPU's file has no experts of any format, its plain products stand in, which is too fast.  Which kernel
+    multiplies MXFP4 depends on the GPU and on vLLM's version; without ``version`` it is the newest one's.
     """
 
     __slots__ = (
         "_activation_bytes",
         "_bytes_per_s",
         "_flops_per_s",
+        "_is_padded",
         "_knee",
         "_launch_s",
         "_per_expert_s",
@@ -62,9 +75,16 @@ class GroupedExperts:
         "_weight_bytes",
     )
 
-    def __init__(self, gpu: GpuProfile, name: Quantization, weights: WeightFormat) -> None:
+    def __init__(
+        self,
+        gpu: GpuProfile,
+        name: Quantization,
+        weights: WeightFormat,
+        version: EngineVersion | None = None,
+    ) -> None:
         product = weights.product_on({str(kind): peak for kind, peak in gpu.peak_flops_per_s.items()})
-        law = _efficiency(gpu, name, product)
+        self._is_padded = name == "mxfp4" and _runs_marlin(gpu, version)
+        law = _efficiency(gpu, "w4a16" if self._is_padded else name, product)
         self._weight_bytes = weights.bytes_per_weight
         self._activation_bytes = weights.activation_bytes if product == weights.product else 2.0
         self._flops_per_s = gpu.peak_flops_per_s[PEAK_OF_PRODUCT[product]] * law.compute
@@ -74,6 +94,10 @@ class GroupedExperts:
 
     def seconds(self, load: ExpertRows, up: float, width: float, hidden: float) -> float:
         """Time of experts with matrices of hidden x up and width x hidden."""
+        if self._is_padded:
+            up *= -(-width // _MARLIN_WIDTH) * _MARLIN_WIDTH / width
+            width = -(-width // _MARLIN_WIDTH) * _MARLIN_WIDTH
+            hidden = -(-hidden // _MARLIN_HIDDEN) * _MARLIN_HIDDEN
         weights = hidden * (up + width)
         moved_bytes = self._weight_bytes * load.experts * weights
         moved_bytes += load.rows * (self._activation_bytes * (hidden + width) + 2.0 * (up + hidden))
@@ -81,6 +105,13 @@ class GroupedExperts:
             2.0 * load.tile_rows * weights / self._flops_per_s, moved_bytes / self._bytes_per_s, self._knee
         )
         return self._launch_s + self._per_expert_s * load.experts + work_s + self._row_s * load.rows * hidden
+
+
+def _runs_marlin(gpu: GpuProfile, version: EngineVersion | None) -> bool:
+    """Whether MXFP4 experts are multiplied by Marlin."""
+    return gpu.architecture in _MARLIN_ALWAYS or (
+        gpu.architecture == "hopper" and version in _MARLIN_ON_HOPPER
+    )
 
 
 def _efficiency(gpu: GpuProfile, name: Quantization, product: ProductType) -> ExpertEfficiency:
