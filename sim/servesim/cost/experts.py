@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from itertools import count
+from math import erfc, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from servesim.config.scenario import EngineVersion
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, ProductType, Quantization, WeightFormat
 from servesim.cost.ops import gemm_efficiency, joined
 
-__all__ = ["ROW_TILE", "ExpertRows", "GroupedExperts", "Routing", "popularities"]
+__all__ = ["ROW_TILE", "ExpertRows", "GroupedExperts", "Routing", "marlin_block", "popularities"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,6 +31,9 @@ _MARLIN_ON_HOPPER: tuple[EngineVersion, ...] = ("0.6", "0.11")
 # 0.92 of the rate is useful. Of the rate of int4 experts that fit the tiles it reaches 0.92 on RTX PRO 6000
 # and 0.95 on L40S (8,192 tokens; aiconfigurator-core).
 _MARLIN_HIDDEN, _MARLIN_WIDTH = 256, 128
+
+_MARLIN_BLOCKS = (8, 16, 32, 48, 64)
+_MARLIN_FULL = 0.9  # vLLM, fused_marlin_moe
 
 # Whose coefficients stand in for a format that was not measured on the GPU, in this order.
 _STAND_INS: dict[Quantization, tuple[ExpertFormat, ...]] = {
@@ -52,6 +56,8 @@ class ExpertRows(NamedTuple):
     """The same with every expert's share rounded up to the tile."""
     experts: float
     """Experts that get at least one row; their weights are read."""
+    block_rows: float
+    """The same as tile_rows with the blocks that Marlin chooses."""
 
 
 class GroupedExperts:
@@ -72,6 +78,7 @@ class GroupedExperts:
         "_launch_s",
         "_per_expert_s",
         "_row_s",
+        "_runs_marlin",
         "_weight_bytes",
     )
 
@@ -84,6 +91,7 @@ class GroupedExperts:
     ) -> None:
         product = weights.product_on({str(kind): peak for kind, peak in gpu.peak_flops_per_s.items()})
         self._is_padded = name == "mxfp4" and _runs_marlin(gpu, version)
+        self._runs_marlin = self._is_padded or name == "w4a16"
         law = _efficiency(gpu, "w4a16" if self._is_padded else name, product)
         self._weight_bytes = weights.bytes_per_weight
         self._activation_bytes = weights.activation_bytes if product == weights.product else 2.0
@@ -101,8 +109,9 @@ class GroupedExperts:
         weights = hidden * (up + width)
         moved_bytes = self._weight_bytes * load.experts * weights
         moved_bytes += load.rows * (self._activation_bytes * (hidden + width) + 2.0 * (up + hidden))
+        tile_rows = load.block_rows if self._runs_marlin else load.tile_rows
         work_s = joined(
-            2.0 * load.tile_rows * weights / self._flops_per_s, moved_bytes / self._bytes_per_s, self._knee
+            2.0 * tile_rows * weights / self._flops_per_s, moved_bytes / self._bytes_per_s, self._knee
         )
         return self._launch_s + self._per_expert_s * load.experts + work_s + self._row_s * load.rows * hidden
 
@@ -112,6 +121,28 @@ def _runs_marlin(gpu: GpuProfile, version: EngineVersion | None) -> bool:
     return gpu.architecture in _MARLIN_ALWAYS or (
         gpu.architecture == "hopper" and version in _MARLIN_ON_HOPPER
     )
+
+
+def marlin_block(rows_per_expert: float) -> int:
+    """Rows of Marlin's blocks in vLLM: the smallest that an expert's mean share fills to less than 0.9."""
+    for block in _MARLIN_BLOCKS:
+        if rows_per_expert / block < _MARLIN_FULL:
+            return block
+    return _MARLIN_BLOCKS[-1]
+
+
+def _blocks(reached: float, mean_rows: float, block: int) -> float:
+    """Expected number of blocks of an expert that tokens choose at random: the sum of P(rows > j blocks).
+
+    ``reached`` is the first of these probabilities; the others are a normal variable's.
+    """
+    blocks, spread = reached, sqrt(2.0 * mean_rows)
+    for j in count(1):
+        more = 0.5 * erfc((j * block + 0.5 - mean_rows) / spread)
+        if more < 1e-4:
+            return blocks
+        blocks += more
+    raise AssertionError
 
 
 def _efficiency(gpu: GpuProfile, name: Quantization, product: ProductType) -> ExpertEfficiency:
@@ -186,8 +217,13 @@ class Routing:
         reached = 1.0 - (1.0 - self._popularity) ** tokens
         rows_each = tokens * self._popularity / reached
         tile_rows = reached * np.ceil(rows_each / ROW_TILE) * ROW_TILE
+        mean_rows = tokens * self._popularity
+        block = marlin_block(float(self._counts @ mean_rows) / float(self._counts.sum()))
+        pairs = zip(reached.tolist(), mean_rows.tolist(), strict=True)
+        block_rows = block * np.array([_blocks(chance, rows, block) for chance, rows in pairs])
         return ExpertRows(
             rows=tokens * self._rows_per_token,
             tile_rows=float(self._counts @ tile_rows),
             experts=float(self._counts @ reached),
+            block_rows=float(self._counts @ block_rows),
         )
