@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from servesim import api
 from servesim.analysis.benchmark import read_benchmark
-from servesim.analysis.calibrate import calibrate_requests
+from servesim.analysis.calibrate import MeasuredRow, calibrate_requests, calibrate_rows
+from servesim.analysis.figures import figures_of
 from servesim.analysis.fit import fit_identified
 from servesim.analysis.measured import MeasuredRequests, simulated_latencies
+from servesim.analysis.metrics import summarise
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.cli import app
 from servesim.config.engine_profile import load_engine_profile
@@ -75,6 +77,27 @@ def test_it_finds_the_pool_when_the_pool_is_what_limits(scenario):
     assert found.profile.num_gpu_blocks == pytest.approx(1000, rel=0.1)
     assert found.profile.gpu_time_factor is None
     assert abs(found.after["mean_e2el_ms"]) < abs(found.before["mean_e2el_ms"]) / 3
+
+
+def test_a_factor_found_with_one_model_is_carried_over_to_another(scenario):
+    """Two rows of one model tell the factor, one of another model judges it: the profile names no model."""
+    pool = "engine.num_gpu_blocks_override=8000"
+
+    def row(name, judged, *overrides):
+        slowed = prepare(load_scenario(scenario, [pool, *overrides, "engine.step_time.gpu_time_factor=1.25"]))
+        loaded = load_scenario(scenario, [pool, *overrides])
+        return MeasuredRow(name, loaded, figures_of(summarise(run_prepared(slowed))), judged)
+
+    rows = [
+        row("few", False),
+        row("many", False, "workload.arrivals.rate_per_s=20"),
+        row("other", True, "model=qwen3-8b"),
+    ]
+    found = calibrate_rows(rows, "made up", "mine")
+    assert found.profile.gpu_time_factor == pytest.approx(1.25, rel=0.02)
+    assert (found.profile.model, found.profile.gpu) == (None, "h100-sxm")
+    assert found.profile.tensor_parallel_size == 1
+    assert abs(found.after["median mean_tpot_ms"]) < 0.02 < abs(found.before["median mean_tpot_ms"])
 
 
 def test_a_pool_that_the_scenario_gives_is_not_fitted(scenario):

@@ -89,24 +89,23 @@ def test_every_recording_says_where_it_comes_from():
 
 
 def judged(gpu, metric):
-    """Errors on the rows that nothing was fitted to: calibrated, where their rows could tell a scalar."""
+    """Errors on the rows that nothing was fitted to: calibrated, where other rows could tell a scalar."""
     rows = read_folder(RUNS / "serving-a100-h100").rows
-    names = {row.name for row in rows if row.judged and row.profile is not None}
+    names = {row.name for row in rows if row.judged and row.profile is not None and row.name.startswith(gpu)}
     found = {}
-    for one in sorted(findings("serving-a100-h100", gpu=gpu, metric=metric), key=lambda one: one.calibrated):
+    for one in sorted(findings("serving-a100-h100", metric=metric), key=lambda one: one.calibrated):
         if one.row in names:
             found[one.row] = abs(one.error)
     return list(found.values())
 
 
-# Throughput on H100 holds 3 to 6 s of the API server, a tenth of those runs, which nothing here stands for.
 @pytest.mark.parametrize(
     ("gpu", "metric", "rows", "median", "p90"),
     [
-        ("a100-80gb-sxm", "total_token_throughput", 7, 0.10, 0.20),
-        ("a100-80gb-sxm", "mean_tpot_ms", 7, 0.10, 0.20),
-        ("h100-pcie", "total_token_throughput", 6, 0.17, 0.20),
-        ("h100-pcie", "mean_tpot_ms", 6, 0.11, 0.20),
+        ("A100", "total_token_throughput", 7, 0.07, 0.16),
+        ("A100", "mean_tpot_ms", 7, 0.07, 0.17),
+        ("H100", "total_token_throughput", 8, 0.07, 0.105),
+        ("H100", "mean_tpot_ms", 8, 0.02, 0.025),
     ],
 )
 def test_the_serving_runs_that_nothing_was_fitted_to(gpu, metric, rows, median, p90):
@@ -126,6 +125,18 @@ def test_large_models_come_out_of_laws_of_single_kernels():
     assert len(errors) == 6
     assert np.median(errors) < 0.07
     assert max(errors) < 0.10
+
+
+def test_latent_attention_on_h200_is_as_good_as_said():
+    """DeepSeek-R1 on eight H200: steps are 7 to 13 % too fast, and nothing stands for the API server."""
+    for metric, most in (("mean_tpot_ms", 0.13), ("median_itl_ms", 0.09)):
+        errors = [
+            abs(one.error)
+            for one in findings("serving-large-models", gpu="h200-sxm", metric=metric)
+            if " 127+4" not in one.row
+        ]
+        assert len(errors) == 3
+        assert max(errors) < most
 
 
 def test_fast_machines_fit_and_small_ones_do_not(tmp_path):

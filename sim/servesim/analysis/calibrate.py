@@ -100,13 +100,15 @@ def calibrate_requests(
 
 _FITTED_FIGURES = ("mean_tpot_ms", "median_itl_ms")
 """Of a row: how fast the engine steps. The throughput of a burst holds client and API server time as well."""
+_DEPLOYMENT = ("model", "gpu", "tensor_parallel_size")
 _JUDGED_FIGURES = ("total_token_throughput", "mean_tpot_ms")
 
 
 def calibrate_rows(rows: Sequence[MeasuredRow], provenance: str, name: str) -> Calibration:
-    """Fit to the TPOT and ITL of the rows that are not judged; all rows are of one deployment.
+    """Fit to the TPOT and ITL of the rows that are not judged.
 
-    Raises CalibrationError as calibrate_requests does.
+    The profile names the model, the GPU and the degree that all rows share: what they do not share it is
+    meant to carry over.  Raises CalibrationError as calibrate_requests does.
     """
     fitted = [row for row in rows if not row.judged]
     deployments = [Deployment(prepare(row.loaded)) for row in rows]
@@ -136,9 +138,11 @@ def calibrate_rows(rows: Sequence[MeasuredRow], provenance: str, name: str) -> C
         return {f"median {key}": float(np.median(values)) for key, values in errors.items()}
 
     listed = ", ".join(row.name for row in fitted)
-    profile, after = one.profile(fit, f"{provenance}; rows {listed}", name), judged(fit.values)
+    profiles = [each.profile(fit, f"{provenance}; rows {listed}", name) for each in deployments]
+    apart = {key: None for key in _DEPLOYMENT if len({getattr(each, key) for each in profiles}) > 1}
+    profile, after = profiles[0], judged(fit.values)
     return Calibration(
-        profile.model_copy(update={"held_out_error": _rounded(after)}),
+        profile.model_copy(update={**apart, "held_out_error": _rounded(after)}),
         fit.standard_errors,
         f"{len(rows) - len(fitted)} other rows",
         judged(dict.fromkeys(one.names, 0.0)),

@@ -188,7 +188,7 @@ def _seconds(gpu: GpuProfile, law: str, key: Any, columns: dict[str, Any]) -> Fl
     elif law == "experts":
         name = _FORMATS[key]
         rows_each = columns["m"] * columns["experts_per_token"]
-        load: Any = ExpertRows(rows_each, columns["tile_rows"], columns["experts"])
+        load: Any = ExpertRows(rows_each, *(columns[each] for each in ("tile_rows", "experts", "block_rows")))
         grouped = GroupedExperts(gpu, name, WEIGHT_FORMATS[name])
         seconds = grouped.seconds(load, 2.0 * columns["n"], columns["n"], columns["k"])
     elif law == "all_reduce":

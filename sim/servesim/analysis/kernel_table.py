@@ -14,7 +14,7 @@ from servesim.config.load import shipped
 from servesim.config.profiles import GpuProfile
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, WEIGHT_FORMATS
 from servesim.cost.attention import CACHE_BYTES
-from servesim.cost.experts import ROW_TILE, Routing
+from servesim.cost.experts import ROW_TILE, Routing, marlin_block
 from servesim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ _GROUPS: dict[str, tuple[tuple[str, ...], str]] = {  # what stays equal, and the
 }
 _UNRULED = ("gemm_first",)  # a first call may well take longer than one with more rows
 _EXPERT_COLUMNS = ("num_experts", "experts_per_token", "routing")
+_LOAD_COLUMNS = ("tile_rows", "experts", "block_rows")
+_NO_LOAD = (math.nan, math.nan, math.nan)
 _NUMBERS = (
     "m",
     "n",
@@ -143,17 +145,19 @@ def _with_loads(rows: pd.DataFrame) -> pd.DataFrame:
     """What the experts of every row had to do; tables without experts may lack their columns."""
     rows = rows.assign(**{name: float("nan") for name in _EXPERT_COLUMNS if name not in rows})
     loads = [
-        _load(int(m), int(experts), int(each), str(routing)) if op == "moe" else (math.nan, math.nan)
+        _load(int(m), int(experts), int(each), str(routing)) if op == "moe" else _NO_LOAD
         for op, m, experts, each, routing in zip(
             rows["op"], rows["m"], *(rows[name] for name in _EXPERT_COLUMNS), strict=True
         )
     ]
-    return rows.assign(tile_rows=[tile_rows for tile_rows, _ in loads], experts=[hit for _, hit in loads])
+    return rows.assign(**dict(zip(_LOAD_COLUMNS, zip(*loads, strict=True), strict=True)))
 
 
 @cache
-def _load(num_tokens: int, num_experts: int, experts_per_token: int, routing: str) -> tuple[float, float]:
-    """Rows with every expert's share rounded up to the tile, and experts that get any.
+def _load(
+    num_tokens: int, num_experts: int, experts_per_token: int, routing: str
+) -> tuple[float, float, float]:
+    """Rows with every expert's share rounded up to the tile, experts that get any, rows in Marlin's blocks.
 
     ``uniform``: drawn at random, each expert as likely as any other.  ``balanced``: as even as it goes.
     ``power_law_A``: shares are drawn between 1 and 0.8 tokens with density x^-A; here the quantiles in the
@@ -162,7 +166,7 @@ def _load(num_tokens: int, num_experts: int, experts_per_token: int, routing: st
     copies = num_tokens * experts_per_token
     if routing == "uniform":
         expected = Routing(num_experts, experts_per_token).load(num_tokens)
-        return expected.tile_rows, expected.experts
+        return expected.tile_rows, expected.experts, expected.block_rows
     if routing == "balanced" or num_tokens == 1:
         rows = np.full(min(num_experts, copies), copies / min(num_experts, copies))
     else:
@@ -171,7 +175,9 @@ def _load(num_tokens: int, num_experts: int, experts_per_token: int, routing: st
         share = (middles * (max(0.8 * num_tokens, 1.0001) ** power - 1.0) + 1.0) ** (1.0 / power)
         rows = np.minimum(copies * share / share.sum(), num_tokens)
     reached = np.minimum(rows, 1.0)  # a share of less than one row: the chance of getting one
-    return float(reached @ np.ceil(rows / ROW_TILE)) * ROW_TILE, float(reached.sum())
+    block = marlin_block(copies / num_experts)
+    tile_rows, block_rows = (float(reached @ np.ceil(rows / tile)) * tile for tile in (ROW_TILE, block))
+    return tile_rows, float(reached.sum()), block_rows
 
 
 def _with_rules(gpu: GpuProfile, rows: pd.DataFrame) -> pd.DataFrame:

@@ -325,7 +325,7 @@ class GpuFile(Record):
                         f"all-reduce of {links.name} ({derived.rule})"
                     ),
                     gemm=derive_gemm(own, gemm),
-                    experts=derive_experts(own, gemm),
+                    experts=derive_experts(own, gemm, attention),
                     decode_attention=derive_decode_attention(own, attention, gemm),
                     prefill_attention=derive_prefill_attention(own, attention, gemm),
                     all_reduce=derive_all_reduce(own, links),

@@ -210,6 +210,10 @@ class GpuProfile(Record):
         return self.link_bandwidth_bytes_per_s
 
 
+_MMA_ONLY = ("ampere", "ada", "blackwell-rtx")
+"""Architectures whose products all run through the instruction that Marlin uses on every GPU."""
+
+
 def _compute_factor(own: GpuProfile, base: GpuProfile) -> float:
     """By how much the own GPU's share of its peak differs from the base's."""
     best, peak = own.best_gemm_flops_per_s.get("bf16"), own.peak_flops_per_s.get("bf16")
@@ -236,12 +240,20 @@ def derive_gemm(own: GpuProfile, base: GpuProfile) -> dict[MeasuredProduct, Gemm
     }
 
 
-def derive_experts(own: GpuProfile, base: GpuProfile) -> dict[ExpertFormat, ExpertEfficiency]:
-    """Rule for experts: the base GPU's coefficients, `compute` as for matrix products."""
-    factor = _compute_factor(own, base)
+def derive_experts(
+    own: GpuProfile, base: GpuProfile, mma_base: GpuProfile
+) -> dict[ExpertFormat, ExpertEfficiency]:
+    """Rule for experts: the base GPU's coefficients, `compute` as for matrix products.
+
+    Marlin (w4a16) reaches half of the peak of the older matrix instruction: the whole peak of Ampere, Ada
+    and workstation Blackwell, which take its coefficients from ``mma_base``, but not of Hopper.
+    """
+    laws = {kind: (law, base) for kind, law in base.efficiency.experts.items()}
+    if own.architecture in _MMA_ONLY and "w4a16" in mma_base.efficiency.experts:
+        laws["w4a16"] = mma_base.efficiency.experts["w4a16"], mma_base
     return {
-        kind: law.model_copy(update={"compute": min(1.0, law.compute * factor)})
-        for kind, law in base.efficiency.experts.items()
+        kind: law.model_copy(update={"compute": min(1.0, law.compute * _compute_factor(own, source))})
+        for kind, (law, source) in laws.items()
         if PEAK_OF_EXPERTS[kind] in own.peak_flops_per_s
     }
 

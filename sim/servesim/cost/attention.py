@@ -15,6 +15,7 @@ __all__ = [
     "AttentionShape",
     "CacheDtype",
     "DecodeAttention",
+    "LatentKernels",
     "PrefillAttention",
     "causal_pairs",
 ]
@@ -36,10 +37,25 @@ _FLASH_2_TILE = 64
 # vllm-project/vllm PR 20690 measures, the rest being what the laws say of the other operations.
 _TRITON_FLOPS_PER_SM_AND_CLOCK = 233.0
 
+# Share of a pair's time, at a head size of 128, that goes to its score and not to its products, so that
+# smaller heads gain less: heads of 64 take 0.66 (FlashAttention 3) and 0.85 (B200's kernel) of the time of
+# heads of 128 (aiconfigurator-core, 32 heads, 8 KV heads, median of prompts of 2,048 tokens and more).
+_SCORE_SHARE = {"hopper": 0.32, "blackwell": 0.70}
+_MEASURED_HEAD_DIM = 128.0
+
 # FlashMLA on one H100 (vLLM 0.14, 128 heads, 16k context, batch 64 to 128, measured tables of
 # aiconfigurator-core): 2.4 to 2.5 TB/s and 578 to 610 TFLOP/s at the same time.
 _MLA_DECODE_MEMORY = 0.75
 _MLA_DECODE_COMPUTE = 0.60
+
+
+# On Hopper a layer of latent attention also norms, rotates, caches, and copies into what its kernels take: a
+# launch, and bytes per token and per token and head. Fitted to vLLM 0.24's whole attention module
+# (aiconfigurator-core: H100 and H200, 16 to 128 heads, block-scaled fp8, prompts of up to 1,024 tokens), less
+# the laws of products, attention and rotation: within 5 %; without this term the module takes 1.7 times as
+# long as they say. On B200, where vLLM runs another kernel, little is missing and nothing is charged.
+_LATENT_LAUNCH_S = 56e-6
+_LATENT_TOKEN_BYTES, _LATENT_HEAD_BYTES = 94.4e3, 7.66e3
 
 
 class AttentionShape(NamedTuple):
@@ -87,6 +103,22 @@ def causal_pairs(num_tokens: float, num_cached: float, window: int | None) -> fl
     start = min(num_cached, window)
     growing = (window - start) * 0.5 * (window + start)
     return growing + window * (end - max(num_cached, window))
+
+
+class LatentKernels:
+    """What a layer of latent attention computes beside products and attention: 0 without a latent cache."""
+
+    __slots__ = ("_launch_s", "_per_token_s")
+
+    def __init__(self, gpu: GpuProfile, shape: AttentionShape) -> None:
+        is_charged = shape.latent and gpu.architecture == "hopper"
+        token_bytes = _LATENT_TOKEN_BYTES + _LATENT_HEAD_BYTES * shape.num_heads
+        self._launch_s = _LATENT_LAUNCH_S if is_charged else 0.0
+        self._per_token_s = token_bytes / gpu.hbm_bandwidth_bytes_per_s if is_charged else 0.0
+
+    def seconds(self, num_tokens: float) -> float:
+        """Time of one layer."""
+        return self._launch_s + self._per_token_s * num_tokens
 
 
 class DecodeAttention:
@@ -187,8 +219,12 @@ class PrefillAttention:
         self._per_key_s = efficiency.per_key_s
         self._short_tokens = efficiency.short_tokens
         exponentials_per_s = _EXPONENTIALS_PER_SM_AND_CLOCK * gpu.sm_count * gpu.boost_clock_hz
+        score_share = _SCORE_SHARE.get(gpu.architecture, 0.0)
+        smaller_heads = larger(1.0, 1.0 - score_share + score_share * _MEASURED_HEAD_DIM / shape.head_dim)
         self._per_pair_s = larger(
-            shape.prefill_flops_per_pair / (gpu.peak_flops_per_s["bf16"] * efficiency.compute),
+            smaller_heads
+            * shape.prefill_flops_per_pair
+            / (gpu.peak_flops_per_s["bf16"] * efficiency.compute),
             shape.num_heads / exponentials_per_s,
         )
         if shape.sinks and gpu.architecture in _FLASH_ATTENTION_2:

@@ -12,7 +12,7 @@ from servesim.config.kv_formats import KV_FORMATS
 from servesim.config.profiles import GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig, OperatorStepTime
 from servesim.config.weight_formats import WEIGHT_FORMATS
-from servesim.cost.attention import AttentionKernel, DecodeAttention, PrefillAttention
+from servesim.cost.attention import AttentionKernel, DecodeAttention, LatentKernels, PrefillAttention
 from servesim.cost.collectives import ALL_REDUCE_BYTES, AllReduce, PipelineSend
 from servesim.cost.cuda_graphs import GraphModes
 from servesim.cost.experts import GroupedExperts, Routing
@@ -54,7 +54,8 @@ class OperatorLaw:
         if part.experts is not None:
             bits = part.experts.weight_bits  # as published, whatever the engine's format
             form = weights if bits is None else WEIGHT_FORMATS["mxfp4"]._replace(bits=bits)
-            self._experts = GroupedExperts(gpu, engine.quantization if bits is None else "mxfp4", form)
+            name = engine.quantization if bits is None else "mxfp4"
+            self._experts = GroupedExperts(gpu, name, form, engine.version)
             self._routing = Routing(
                 part.experts.num_experts,
                 part.experts.experts_per_token,
@@ -64,6 +65,7 @@ class OperatorLaw:
         self._all_reduce = AllReduce(gpu, degree)
         self._send = PipelineSend(gpu, degree * stages)
         self._elementwise = Elementwise(gpu)
+        self._latent_kernels = LatentKernels(gpu, part.attention)
         # torch.compile makes the norms of queries and keys one kernel with their rotation.
         self._num_head_norms = 2 * part.num_layers if model.qk_norm and engine.enforce_eager else 0
         self._sampler = SAMPLERS[options.sampler]
@@ -229,12 +231,12 @@ class OperatorLaw:
     def _elementwise_s(self, rows: Any) -> Any:
         """Four kernels per layer: two norms with residual, rotation, activation or the choice of experts.
 
-        Run eagerly, two more where queries and keys are normed.
+        Run eagerly, two more where queries and keys are normed. Latent attention has kernels of its own.
         """
         part, scale = self._shard, rows * _ACTIVATION_BYTES
         norm_s = self._elementwise.seconds(4 * part.hidden_size * scale)
         rotate_s = self._elementwise.seconds(2 * part.rotated_elements * scale)
-        seconds = part.num_layers * (2 * norm_s + rotate_s)
+        seconds = part.num_layers * (2 * norm_s + rotate_s + self._latent_kernels.seconds(rows))
         if self._num_head_norms:
             seconds += self._num_head_norms * self._elementwise.seconds(part.rotated_elements * scale)
         for count, width in part.activations:
