@@ -7,32 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from servesim.analysis.attribution import PARTS, Attribution, attribute
+from servesim.analysis.attribution import PARTS, Attribution
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.watched_run import watched_run
 from servesim.config.load import load_scenario, shipped
-from servesim.cost.step_time import StepTime
-from servesim.engine.residence import Residence, note_residence
-from servesim.engine.scheduler import Scheduler
-from servesim.errors import ConfigError
 
 SHIPPED = sorted(path.stem for path in Path(shipped("scenarios")).glob("*.yaml"))
 NEEDS = {
     "context-500k": ["engine.tensor_parallel_size=2"],  # more memory than the file's one GPU has
-    "azure-conv-70b": ["hardware.replicas=1", "workload.trace.rate_scale=0.5"],  # one engine is explained
 }
 
 
 def attributed(name: str | Path, *overrides: str, one_by_one: bool = False) -> tuple[Run, Attribution]:
-    notes: list[tuple[Residence, StepTime]] = []
-
-    def watch(scheduler: Scheduler, law: StepTime) -> StepTime:
-        notes.append((note_residence(scheduler), law))
-        return law
-
     observe = (lambda scheduler: None) if one_by_one else None  # who is observed is scheduled one by one
-    run = run_prepared(prepare(load_scenario(name, overrides)), watch=watch, observe=observe)
-    return run, attribute(run, *notes[0])
+    run, split = watched_run(prepare(load_scenario(name, overrides)), observe=observe)
+    return run, split()
 
 
 def assert_adds_up(of: Attribution) -> None:
@@ -159,6 +149,30 @@ def test_noting_does_not_change_what_happens() -> None:
         np.testing.assert_array_equal(column, noted.log.requests.columns[name])
 
 
-def test_a_fleet_is_not_explained_and_says_what_to_do() -> None:
-    with pytest.raises(ConfigError, match="an explanation is of one engine"):
-        attributed("azure-conv-70b")
+FLEET = ["workload.num_requests=600", "workload.arrivals.rate_per_s=24", "hardware.replicas=3"]
+
+
+@pytest.mark.parametrize(
+    "router", ["round-robin", "random", "least-outstanding", "least-kv", "prefix-affinity"]
+)
+def test_the_parts_of_a_fleet_add_up_under_every_router(router: str) -> None:
+    run, of = attributed("poisson-chat", *FLEET, f"hardware.router={router}")
+    assert_adds_up(of)
+    assert of.index.tolist() == sorted(of.index)
+    served = np.bincount(of.replica, minlength=3)
+    assert served.sum() == 600
+    assert tuple(served) == run.log.requests.parts
+
+
+def test_a_replica_of_a_fleet_has_the_parts_of_an_engine_that_serves_its_requests_alone() -> None:
+    single_turns = [*FLEET, "workload.sessions=null"]
+    _, fleet = attributed("poisson-chat", *single_turns)
+    _, first = attributed("poisson-chat", *single_turns, "hardware.simulated_replicas=1")
+    assert len(first.index) == 200
+    np.testing.assert_array_equal(fleet.of(fleet.replica == 0).parts_s, first.parts_s)
+
+
+def test_a_replica_without_requests_has_no_rows() -> None:
+    _, of = attributed("chat-1000", "workload.trace.max_requests=2", "hardware.replicas=4")
+    assert_adds_up(of)
+    assert of.replica.tolist() == [0, 1]

@@ -8,23 +8,26 @@ loses nothing.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from servesim.analysis.run import Run
-from servesim.analysis.step_split import SplitRows, split_rows
+from servesim.analysis.step_split import SplitRows
+from servesim.config.scenario import EngineConfig
 from servesim.cost.step_parts import DECODE_PARTS
 from servesim.cost.step_time import StepTime
-from servesim.engine.events import Log
+from servesim.engine.events import Log, RequestLog, StepLog
 from servesim.engine.residence import Residence
 
-__all__ = ["PARTS", "Attribution", "attribute"]
+__all__ = ["PARTS", "Attribution", "Watched", "attribute"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Columns: TypeAlias = dict[str, NDArray[Any]]
 
 PARTS = (
     "joining", "slot", "kv_blocks", "tokens", "prefill", "interference", *DECODE_PARTS, "transfer",
@@ -48,6 +51,8 @@ class Attribution:
 
     index: Integers
     """Request.index"""
+    replica: Integers
+    """Which of the simulated replicas served it, from 0."""
     before: Floats
     """Until the first token: rows add up to TTFT."""
     after: Floats
@@ -86,10 +91,35 @@ class Attribution:
         return replace(self, **{name: getattr(self, name)[rows] for name in self.__slots__})
 
 
-def attribute(run: Run, residence: Residence, law: StepTime) -> Attribution:
-    """Split the latencies of a run's completed requests; ``residence`` and ``law`` are those of the run."""
-    rows = split_rows(run, residence, law)
-    requests = run.log.requests.columns
+class Watched(NamedTuple):
+    """One engine of a run, and what was noted of it beside the log."""
+
+    engine: EngineConfig
+    residence: Residence
+    law: StepTime
+
+
+def attribute(log: Log, watched: Sequence[Watched]) -> Attribution:
+    """Split the latencies of the completed requests of a log; ``watched``: its replicas, in their order."""
+    each = [
+        _of_engine(number, engine, *columns)
+        for number, (engine, *columns) in enumerate(
+            zip(watched, _by_replica(log.steps), _by_replica(log.requests), strict=True)
+        )
+    ]
+    joined = {name: np.concatenate([getattr(one, name) for one in each]) for name in Attribution.__slots__}
+    return Attribution(**joined).of(np.argsort(joined["index"], kind="stable"))
+
+
+def _by_replica(rows: StepLog | RequestLog) -> Iterator[Columns]:
+    """The columns of one replica after the other."""
+    ends = np.cumsum((0, *(rows.parts or (len(rows),)))).tolist()
+    for begin, end in itertools.pairwise(ends):
+        yield {name: values[begin:end] for name, values in rows.columns.items()}
+
+
+def _of_engine(number: int, watched: Watched, steps: Columns, requests: Columns) -> Attribution:
+    rows = SplitRows(steps, *watched)
     done = np.isin(
         requests["status"], (Log.STATUSES.index("finished_stop"), Log.STATUSES.index("finished_length"))
     )
@@ -97,10 +127,11 @@ def attribute(run: Run, residence: Residence, law: StepTime) -> Attribution:
     order = np.argsort(of["index"], kind="stable")
     of = {name: values[order] for name, values in of.items()}
     spent = _Spent(rows, of)
-    spent.wait(residence)
-    spent.run(residence)
+    spent.wait(watched.residence)
+    spent.run(watched.residence)
     return Attribution(
         index=of["index"],
+        replica=np.full(len(of["index"]), number),
         before=spent.before.astype(np.float64),
         after=spent.after.astype(np.float64),
         ttft_s=of["first_token_s"] - of["arrival_s"],
@@ -188,8 +219,8 @@ class _Spent:
         order = np.lexsort((state, begin, request))  # by request, by time; then in the order of the states
         request, state = request[order], state[order]
         begin = np.minimum(begin[order], self._last[request])
-        end = np.append(begin[1:], 0)
-        inner = np.append(request[1:] == request[:-1], False)
+        end, inner = np.roll(begin, -1), np.zeros(len(request), bool)
+        inner[:-1] = request[1:] == request[:-1]
         return request[inner], state[inner], begin[inner], end[inner]
 
     def _prefills(self, residence: Residence) -> None:

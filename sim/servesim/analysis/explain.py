@@ -15,23 +15,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from servesim.analysis.attribution import PARTS, Attribution, attribute
+from servesim.analysis.attribution import PARTS, Attribution
 from servesim.analysis.distribution import distribution
 from servesim.analysis.metrics import request_times
 from servesim.analysis.relaxations import gap_variation, relaxations_of
 from servesim.analysis.remedies import Remedy, applied, remedies_of
 from servesim.analysis.replications import run_replication, with_seed
 from servesim.analysis.run import Run
-from servesim.analysis.simulation import Prepared, prepare, run_prepared
+from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.watched_run import watched_run
 from servesim.config.load import LoadedScenario
-from servesim.cost.step_time import StepTime
-from servesim.engine.residence import Residence, note_residence
-from servesim.engine.scheduler import Scheduler
 from servesim.errors import Problem, ServesimError, StudyError
 
 __all__ = [
-    "CAUSES", "HELPS", "Explanation", "Figures", "Trial", "TrialTask", "attributed_run", "explain_scenario",
-    "run_trial",
+    "CAUSES", "HELPS", "Explanation", "Figures", "Trial", "TrialTask", "explain_scenario", "run_trial",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -174,18 +171,6 @@ class Explanation:
         return math.log1p(one.change(self.metric, self.figures)) + max(worst, 0.0)
 
 
-def attributed_run(prepared: Prepared) -> tuple[Run, Attribution]:
-    """Simulate, and split every completed request's latency."""
-    notes: list[tuple[Residence, StepTime]] = []
-
-    def watch(scheduler: Scheduler, law: StepTime) -> StepTime:
-        notes.append((note_residence(scheduler), law))
-        return law
-
-    run = run_prepared(prepared, watch=watch)
-    return run, attribute(run, *notes[0])
-
-
 def run_trial(task: TrialTask) -> Trial:
     """Simulate one change."""
     try:
@@ -219,7 +204,8 @@ def explain_scenario(
 ) -> Explanation:
     """Explain the 99th percentile of ``metric``; ``trials`` runs run_trial on tasks, in their order."""
     prepared = prepare(loaded)
-    run, of = attributed_run(prepared)
+    run, attributed = watched_run(prepared)
+    of = attributed()
     values = of.metric_s(metric)
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):

@@ -31,7 +31,9 @@ from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
 from servesim.workload.routed import shares
 
-__all__ = ["Prepared", "prepare", "run_prepared"]
+__all__ = ["Prepared", "Watch", "prepare", "run_prepared"]
+
+Watch = Callable[[Scheduler, StepTime], StepTime]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,14 @@ def run_prepared(
     stop: Callable[[], bool] = lambda: False,
     step_trace: Callable[[Step], None] | None = None,
     observe: Callable[[Scheduler], None] | None = None,
-    watch: Callable[[Scheduler, StepTime], StepTime] | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Simulate to the end, or until ``stop()``; ``on_end(now_s)`` is called for each ended request.
 
     ``step_trace`` is given every line of a step trace; ``observe`` the scheduler, before it begins, its KV
     cache knowing every block by its id. Each step is then computed on its own. ``watch`` is given the
-    scheduler and the law of step time before the first step, and returns the law that holds.
+    scheduler and the law of step time before the first step, replica by replica, and returns the law that
+    holds.
     """
     engine, loaded = prepared.engine, prepared.loaded
     step_time = build_step_time(prepared.model, prepared.gpu, engine, prepared.draft)
@@ -108,13 +111,13 @@ def run_prepared(
     resolved = loaded.scenario.model_copy(update={"engine": engine})
     depth = 2 if engine.async_scheduling else 1
     if loaded.scenario.hardware.replicas > 1:
-        if step_trace or observe or watch:
-            what = "a step trace" if step_trace else "a memory map" if observe else "an explanation"
+        if step_trace or observe:
+            what = "a step trace" if step_trace else "a memory map"
             step = "set hardware.replicas=1, and give that replica its share of the traffic"
             problem = Problem(f"{what} is of one engine", path="hardware.replicas", next_step=step)
             raise ConfigError(problem)
         serve = partial(simulate_fleet, pipeline_depth=depth, on_end=on_end, stop=stop)
-        log = Log.of_fleet(_fleet(prepared, step_time, serve))
+        log = Log.of_fleet(_fleet(prepared, step_time, serve, watch))
         return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)
     observed = observe is not None
     replica, accept = _replica(
@@ -158,7 +161,9 @@ def _replica(
     return Replica(scheduler, step_time), accept
 
 
-def _fleet(prepared: Prepared, step_time: StepTime, serve: Callable[..., list[Log]]) -> list[Log]:
+def _fleet(
+    prepared: Prepared, step_time: StepTime, serve: Callable[..., list[Log]], watch: Watch | None
+) -> list[Log]:
     """The log of every replica that is simulated.
 
     A router that looks at no replica splits the requests in advance, if none of them waits for another one,
@@ -175,6 +180,8 @@ def _fleet(prepared: Prepared, step_time: StepTime, serve: Callable[..., list[Lo
             Problem("does not go with a closed loop", path="hardware.simulated_replicas", next_step=step)
         )
     replicas = [_replica(prepared, step_time)[0] for _ in range(count)]
+    if watch is not None:
+        replicas = [one._replace(step_time=watch(*one)) for one in replicas]
     if hardware.router in BLIND and (waits_for_nothing or sampled):
         parts = shares(workload, blind_route(hardware.router, hardware.replicas, scenario.seed), count)
         pairs = zip(parts, replicas, strict=True)
