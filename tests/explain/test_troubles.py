@@ -10,7 +10,7 @@ from troubles import TROUBLES, write_trouble
 from servesim import api
 from servesim.analysis.explain import HELPS, Explanation
 from servesim.analysis.metrics import summarise
-from servesim.report.explain import CAUSE_WORDS
+from servesim.report.explain_words import CAUSE_WORDS
 
 FRESH_SEED = 77
 

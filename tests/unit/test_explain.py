@@ -10,13 +10,15 @@ import pytest
 
 from servesim import api
 from servesim.analysis.attribution import PARTS
-from servesim.analysis.explain import explain_scenario, run_trial
+from servesim.analysis.explain import explain_scenario
+from servesim.analysis.explain_trials import Trial, run_trial
 from servesim.analysis.remedies import Remedy, applied, remedies_of
 from servesim.analysis.simulation import prepare
 from servesim.cli import main
 from servesim.config.load import load_scenario
 from servesim.errors import ConfigError, StudyError
-from servesim.report.explain import CAUSE_WORDS, PART_LABELS, explanation_text
+from servesim.report.explain import explanation_text
+from servesim.report.explain_words import CAUSE_WORDS, PART_LABELS
 
 SMALL = """\
 name: small
@@ -126,3 +128,61 @@ def test_a_remedy_against_the_rules_is_refused(small):
 def test_every_part_and_cause_has_words():
     assert set(PART_LABELS) == set(PARTS)
     assert all(len(words) == 3 for words in CAUSE_WORDS.values())
+
+
+def test_a_remedy_shows_its_price_and_a_flag_costs_nothing(small, monkeypatch, capsys):
+    words = ["explain", "small.yaml", "--jobs", "1", "--price", "h100-sxm=2", "--price", "b200=3"]
+    of = json.loads(servesim(monkeypatch, capsys, *words, "--json")[1])
+    assert of["usd_per_hour"] == 2
+    prices = {one["key"]: one["usd_per_hour"] for one in of["remedies"] if "usd_per_hour" in one}
+    assert prices["engine.max_num_seqs=8"] == 2
+    assert prices["hardware.replicas=2"] == prices["engine.tensor_parallel_size=2"] == 4
+    assert prices["hardware.gpu=b200"] == 3
+    out = servesim(monkeypatch, capsys, *words)[1]
+    [flag] = [line for line in out.splitlines() if line.startswith("Set: ")]
+    [purchase] = [line for line in out.splitlines() if line.startswith("Buy: ")]
+    assert flag.endswith(", at no cost.")
+    key = purchase.split()[1].rstrip(":")
+    assert purchase.endswith(f", ${prices[key] - 2:.2f}/h more (${prices[key]:.2f} instead of $2.00).")
+    status, _, err = servesim(monkeypatch, capsys, "explain", "small.yaml", "--price", "h100-sxm")
+    assert status == 2
+    assert "not a price" in err
+
+
+def test_of_purchases_that_keep_the_slo_the_cheapest_comes_first(small):
+    def purchases(*slo: str) -> list[Trial]:
+        found = api.explain(small, overrides=slo, prices_usd_per_hour={"b200": 100}, jobs=1).explanation
+        [keeping] = [one for one in found.recommended if one.kind == "purchase"]
+        return [keeping, *(one for one in found.ranked if one.kind == "purchase")]
+
+    kept, *others = purchases("slo.ttft_p99_s=30")
+    assert kept.usd_per_hour == min(one.usd_per_hour for one in others)
+    best = min(others, key=lambda one: one.figures.ttft)
+    assert best.key == "hardware.gpu=b200"  # which helps most, at seventeen times the price
+    assert purchases()[0].key != best.key
+
+
+def test_the_replicas_of_a_fleet_are_told_apart(small):
+    fleet = ["hardware.replicas=3", "workload.arrivals.rate_per_s=60"]
+    of = api.explain(small, overrides=fleet, jobs=1)
+    tails = of.explanation.replicas
+    assert sorted(one.replica for one in tails) == [0, 1, 2]
+    assert sum(one.requests for one in tails) == 150
+    assert sum(one.in_tail for one in tails) == len(of.explanation.tail)
+    assert [one.p99_s for one in tails] == sorted((one.p99_s for one in tails), reverse=True)
+    assert f"Slowest replica: number {tails[0].replica}, counted from 0: P99 TTFT" in str(of)
+    assert {one.key for one in of.explanation.remedies} >= {
+        "hardware.replicas=4", "hardware.router=least-outstanding", "hardware.router=prefix-affinity",
+    }  # fmt: skip
+    assert of.frame.columns[0] == "replica"
+
+
+def test_replicas_that_stand_for_others_are_explained(small):
+    many = ["hardware.replicas=100", "hardware.simulated_replicas=2", "workload.arrivals.rate_per_s=2000",
+            "workload.num_requests=6000"]  # fmt: skip
+    of = api.explain(small, overrides=many, jobs=1).explanation
+    assert len(of.replicas) == 2
+    assert of.cause == "slots"
+    assert any(one.key == "hardware.replicas=125" for one in of.ranked)
+    [refused] = [one for one in of.remedies if one.key == "hardware.router=least-outstanding"]
+    assert "hardware.simulated_replicas" in refused.refused or "does not go with" in refused.refused

@@ -24,6 +24,7 @@ __all__ = ["Relaxation", "gap_variation", "relaxations_of"]
 
 _MUCH_MEMORY = 20
 _MANY_SEATS = 8
+_BALANCING = "least-outstanding"
 _LONG_PROMPTS = 0.9  # those beyond this quantile are cut to it
 _LONG = 4.0  # and only where the longest is so many times as long
 
@@ -43,7 +44,7 @@ class Relaxation:
 
 def relaxations_of(prepared: Prepared) -> list[Relaxation]:
     """Those that the scenario has."""
-    return [*_engine(prepared), *_hardware(prepared), *_traffic(prepared)]
+    return [*_engine(prepared), *_hardware(prepared), *_fleet(prepared), *_traffic(prepared)]
 
 
 def gap_variation(prepared: Prepared) -> float:
@@ -151,6 +152,26 @@ def _faster_links(gpu: GpuProfile) -> GpuProfile:
 def _no_host(prepared: Prepared) -> Prepared:
     law = prepared.engine.step_time.model_copy(update={"host": "none", "exposed_host_s": None})
     return _with_engine(prepared, {"step_time": law, "enforce_eager": False})
+
+
+# ---- the fleet -------------------------------------------------------------------------------------
+
+
+def _fleet(prepared: Prepared) -> Iterator[Relaxation]:
+    hardware = prepared.loaded.scenario.hardware
+    if 1 < hardware.replicas == hardware.num_simulated and hardware.router != _BALANCING:
+        yield Relaxation("router", "router", f"a router that balances ({_BALANCING})", _balanced)
+
+
+def _balanced(prepared: Prepared) -> Prepared:
+    return _with_hardware(prepared, {"router": _BALANCING})
+
+
+def _with_hardware(prepared: Prepared, update: Mapping[str, object]) -> Prepared:
+    scenario = prepared.loaded.scenario
+    hardware = scenario.hardware.model_copy(update=update)
+    loaded = replace(prepared.loaded, scenario=scenario.model_copy(update={"hardware": hardware}))
+    return replace(prepared, loaded=loaded)
 
 
 # ---- the traffic -----------------------------------------------------------------------------------

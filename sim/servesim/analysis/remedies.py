@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,6 +18,8 @@ _MEMORY_UTILIZATION = 0.95
 _LATEST = "0.33"
 _BETTER_GPUS = ("h100-sxm", "h200-sxm", "b200")
 _FEWEST_TOKENS = 256
+_LARGE_FLEET = 8  # where one replica more changes little
+_LARGER = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,13 @@ def applied(loaded: LoadedScenario, remedy: Remedy) -> LoadedScenario:
 
 def remedies_of(prepared: Prepared) -> list[Remedy]:
     """Everything worth a try on this scenario."""
-    return [*_memory(prepared), *_batching(prepared), *_host(prepared), *_purchases(prepared)]
+    return [
+        *_memory(prepared),
+        *_batching(prepared),
+        *_host(prepared),
+        *_routing(prepared),
+        *_purchases(prepared),
+    ]
 
 
 def _memory(prepared: Prepared) -> Iterator[Remedy]:
@@ -120,9 +129,29 @@ def _host(prepared: Prepared) -> Iterator[Remedy]:
             yield Remedy(settings)
 
 
+def _routing(prepared: Prepared) -> Iterator[Remedy]:
+    """Another router, and the same GPUs in more or fewer replicas."""
+    hardware, degree = prepared.loaded.scenario.hardware, prepared.engine.tensor_parallel_size
+    count = hardware.replicas
+    if count > 1:
+        routers = ["least-outstanding"]
+        if prepared.engine.enable_prefix_caching:
+            routers.append("prefix-affinity")
+        for router in routers:
+            if hardware.router != router:
+                yield Remedy({"hardware.router": router})
+    if degree % 2 == 0:
+        yield Remedy({"engine.tensor_parallel_size": degree // 2, "hardware.replicas": count * 2})
+    if count % 2 == 0:
+        yield Remedy({"engine.tensor_parallel_size": degree * 2, "hardware.replicas": count // 2})
+
+
 def _purchases(prepared: Prepared) -> Iterator[Remedy]:
     engine, gpu = prepared.engine, prepared.gpu
-    degree = engine.tensor_parallel_size
+    degree, count = engine.tensor_parallel_size, prepared.loaded.scenario.hardware.replicas
+    yield Remedy({"hardware.replicas": count + 1}, "purchase")
+    if count >= _LARGE_FLEET:
+        yield Remedy({"hardware.replicas": math.ceil(count * _LARGER)}, "purchase")
     yield Remedy({"engine.tensor_parallel_size": degree * 2}, "purchase")
     for share in (2, 4):
         if degree >= share:

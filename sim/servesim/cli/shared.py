@@ -10,19 +10,21 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
-from servesim.errors import ServesimError
+from servesim.errors import ConfigError, Problem, ServesimError
 
 __all__ = [
     "AsJson",
     "Jobs",
     "Out",
     "Overrides",
+    "Prices",
     "Replications",
     "Scenario",
     "Seed",
     "app",
     "output",
     "overrides",
+    "prices_of",
     "progress_of",
     "show_result",
     "step_trace_file",
@@ -51,6 +53,10 @@ Replications = Annotated[
     typer.Option(min=2, help="Simulate this many times under different seeds, and print intervals."),
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Simulations at a time; all cores when not given.")]
+Prices = Annotated[
+    list[str] | None,
+    typer.Option("--price", metavar="GPU=USD", help="Price of a GPU per hour; may be repeated."),
+]
 
 
 class Printable(Protocol):
@@ -64,6 +70,20 @@ class Printable(Protocol):
 def overrides(set_: list[str] | None, seed: int | None) -> list[str]:
     """What --set and --seed say, as texts for the loader."""
     return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
+
+
+def prices_of(texts: list[str] | None) -> dict[str, float]:
+    """What --price says, by GPU."""
+    return dict(map(_price, texts or ()))
+
+
+def _price(text: str) -> tuple[str, float]:
+    gpu, _, usd = text.partition("=")
+    try:
+        return gpu.strip(), float(usd)
+    except ValueError:
+        step = "write --price h100-sxm=2.50"
+        raise ConfigError(Problem("not a price", "--price", got=text, next_step=step)) from None
 
 
 def show_result(result: Printable, json: bool) -> None:
