@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
+from servesim.analysis.watched_run import watched_run
 from servesim.config.load import LoadedScenario, find_data, load_scenario
 from servesim.config.profiles import load_gpu
 from servesim.config.scenario import EngineVersion
@@ -94,12 +95,14 @@ def simulate(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     step_trace: Callable[[Step], None] | None = None,
+    split_latencies: bool = False,
 ) -> Result:
     """Simulate a scenario: a loaded one, a file or a shipped name.
 
     ``overrides`` are texts like ``"engine.block_size=32"``. Once ``stop()`` is true the simulation ends
     early and its result is marked as partial. ``step_trace`` is given every line of a step trace; each step
-    is then computed on its own, so it takes longer. Raises ServesimError for anything its author can mend.
+    is then computed on its own, so it takes longer. ``split_latencies`` takes notes, so that the report says
+    where the requests' time went. Raises ServesimError for anything its author can mend.
     """
     prepared = _prepare(scenario, overrides)
     total, ended = prepared.workload.num_requests, 0
@@ -110,7 +113,9 @@ def simulate(
         if progress is not None:
             progress(ended, total, now_s)
 
-    return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
+    if not split_latencies:
+        return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
+    return Result(*watched_run(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
 
 
 def check_expect(scenario: Source, *, overrides: Sequence[str] = ()) -> None:

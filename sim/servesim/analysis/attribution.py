@@ -86,6 +86,12 @@ class Attribution:
                 return self.parts_s
         return self.after / np.maximum(self.gaps, 1)[:, None]
 
+    def means(self, metric: str, rows: Integers | None = None) -> dict[str, float]:
+        """Seconds by part, mean over some requests (all that have the metric)."""
+        if rows is None:
+            rows = np.flatnonzero(np.isfinite(self.metric_s(metric)))
+        return dict(zip(PARTS, self.parts_of(metric)[rows].mean(axis=0).tolist(), strict=True))
+
     def of(self, rows: Any) -> Attribution:
         """Some of the requests."""
         return replace(self, **{name: getattr(self, name)[rows] for name in self.__slots__})

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from servesim.analysis.attribution import PARTS, Attribution
+from servesim.analysis.attribution import Attribution
 from servesim.analysis.explain_cause import cause_of
 from servesim.analysis.explain_trials import Figures, Trial, TrialTask, figures_of, usd_per_hour
 from servesim.analysis.relaxations import gap_variation, relaxations_of
 from servesim.analysis.remedies import Remedy, remedies_of
-from servesim.analysis.replica_tails import ReplicaTail, replica_tails
 from servesim.analysis.replications import with_seed
 from servesim.analysis.simulation import prepare
+from servesim.analysis.tails import ReplicaTail, replica_tails, slow_and_usual
 from servesim.analysis.watched_run import watched_run
 from servesim.config.load import LoadedScenario
 from servesim.errors import Problem, StudyError
@@ -67,10 +67,7 @@ class Explanation:
 
     def means(self, rows: NDArray[np.int64] | None = None) -> dict[str, float]:
         """Seconds by part, mean over some requests (all that have the metric)."""
-        parts = self.attribution.parts_of(self.metric)
-        if rows is None:
-            rows = np.flatnonzero(np.isfinite(self.attribution.metric_s(self.metric)))
-        return dict(zip(PARTS, parts[rows].mean(axis=0).tolist(), strict=True))
+        return self.attribution.means(self.metric, rows)
 
     @property
     def ranked(self) -> list[Trial]:
@@ -127,7 +124,10 @@ def explain_scenario(
     prepared, prices = prepare(loaded), prices or {}
     run, attributed = watched_run(prepared)
     of, figures = attributed(), figures_of(run)
-    tail, typical = _slow_and_usual(of, metric)
+    tail, typical = slow_and_usual(of, metric)
+    if not len(tail):
+        step = "let requests complete; TPOT needs outputs of two tokens or more"
+        raise StudyError(Problem(f"no completed request has a {metric.upper()}", next_step=step))
     relaxed = [one for one in relaxations_of(prepared) if metric in one.metrics]
     tasks = [TrialTask(loaded, relaxation=one.key) for one in relaxed]
     tasks += [TrialTask(loaded, remedy=one, prices=prices) for one in remedies_of(prepared)]
@@ -154,17 +154,6 @@ def explain_scenario(
         checked={},
     )
     return replace(found, checked=_check(found, remedies_of(prepared), trials))
-
-
-def _slow_and_usual(of: Attribution, metric: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the slowest hundredth, and of the half around the median."""
-    values = of.metric_s(metric)
-    known = np.flatnonzero(np.isfinite(values))
-    if not len(known):
-        step = "let requests complete; TPOT needs outputs of two tokens or more"
-        raise StudyError(Problem(f"no completed request has a {metric.upper()}", next_step=step))
-    low, high, tail = np.quantile(values[known], (0.25, 0.75, 0.99))
-    return known[values[known] >= tail], known[(values[known] >= low) & (values[known] <= high)]
 
 
 def _check(found: Explanation, remedies: Sequence[Remedy], trials: Trials) -> dict[str, float]:
