@@ -149,17 +149,28 @@ def test_a_remedy_shows_its_price_and_a_flag_costs_nothing(small, monkeypatch, c
     assert "not a price" in err
 
 
-def test_of_purchases_that_keep_the_slo_the_cheapest_comes_first(small):
+def test_of_purchases_with_which_a_missed_slo_is_kept_the_cheapest_comes_first(small):
     def purchases(*slo: str) -> list[Trial]:
-        found = api.explain(small, overrides=slo, prices_usd_per_hour={"b200": 100}, jobs=1).explanation
-        [keeping] = [one for one in found.recommended if one.kind == "purchase"]
-        return [keeping, *(one for one in found.ranked if one.kind == "purchase")]
+        prices = {"h100-sxm": 2, "b200": 5, "h200-sxm": 6}
+        found = api.explain(small, overrides=slo, prices_usd_per_hour=prices, jobs=1).explanation
+        [first] = [one for one in found.recommended if one.kind == "purchase"]
+        return [first, *(one for one in found.ranked if one.kind == "purchase")]
 
-    kept, *others = purchases("slo.ttft_p99_s=30")
-    assert kept.usd_per_hour == min(one.usd_per_hour for one in others)
-    best = min(others, key=lambda one: one.figures.ttft)
-    assert best.key == "hardware.gpu=b200"  # which helps most, at seventeen times the price
-    assert purchases()[0].key != best.key
+    _, *others = purchases()
+    best, second = others[:2]
+    assert (best.key, second.key) == ("hardware.gpu=b200", "hardware.replicas=2")
+    for limit_s, cheapest in (
+        (best.figures.ttft, best),
+        (second.figures.ttft, second),  # which costs less
+        (999, purchases()[0]),  # nothing to mend
+    ):
+        assert purchases(f"slo.ttft_p99_s={limit_s}")[0].key == cheapest.key
+
+
+def test_the_slo_is_told(small):
+    missed, kept = (str(api.explain(small, overrides=[f"slo.ttft_p99_s={s}"], jobs=1)) for s in (0.001, 99))
+    assert "SLO: P99 TTFT <= 1.00 ms is missed" in missed
+    assert "SLO: P99 TTFT <= 1 min 39 s is kept" in kept
 
 
 def test_the_replicas_of_a_fleet_are_told_apart(small):

@@ -16,19 +16,20 @@ from servesim.report.explain_words import CAUSE_WORDS, PART_LABELS
 from servesim.units import format_seconds, format_share
 
 __all__ = [
-    "about", "by_change", "caveats", "effect", "explanation_json", "explanation_text", "label_of", "moving",
-    "not_tried", "part_rows", "percent", "price_text", "shown_parts", "slowest_replica",
+    "about", "by_change", "caveats", "effect", "explanation_json", "explanation_text", "label_of", "limit",
+    "moving", "not_tried", "part_rows", "percent", "price_text", "shown_parts", "slowest_replica",
 ]  # fmt: skip
 
 _WIDTH = 105
 _LABEL = 50
+_TENFOLD = 10.0
 _NOTHING = 0.01  # a change below this share is not listed
 
 
 def explanation_text(of: Explanation) -> str:
     """The parts, the cause and the remedies."""
     lines = [f"{f' Why P99 {of.metric.upper()} is {format_seconds(of.value_s)} ':=^{_WIDTH}}", about(of)]
-    lines += [*_parts(of), *slowest_replica(of), *_cause(of)]
+    lines += [*_parts(of), *limit(of), *slowest_replica(of), *_cause(of)]
     lines += _trials(of, "One resource relaxed at a time", by_change(of), priced=False)
     lines += _trials(of, "Remedies, tried on the same requests, best first", moving(of))
     lines += [*not_tried(of), *caveats(of), "=" * _WIDTH]
@@ -65,6 +66,13 @@ def _parts(of: Explanation) -> Iterator[str]:
     yield f"{'Mean per request':<60}{'all':>12}{'tail':>12}{'of the tail':>12}"
     for label, mean, tail, share in part_rows(of):
         yield f"{label:<60}{mean:>12}{tail:>12}{share:>12}"
+
+
+def limit(of: Explanation) -> Iterator[str]:
+    """What the SLO says of the figure."""
+    if of.limit_s is not None:
+        verdict = "is kept" if of.value_s <= of.limit_s else "is missed"
+        yield f"SLO: P99 {of.metric.upper()} <= {format_seconds(of.limit_s)} {verdict}"
 
 
 def slowest_replica(of: Explanation) -> Iterator[str]:
@@ -179,7 +187,9 @@ def _figures(of: Figures) -> str:
 
 
 def percent(share: float) -> str:
-    """A change, with its sign."""
+    """A change, with its sign; as a factor where it is tenfold or more."""
+    if share >= _TENFOLD - 1:
+        return f"x {1 + share:,.0f}"
     return f"{round(100 * share, 1) + 0.0:+.1f} %"
 
 
@@ -191,6 +201,7 @@ def explanation_json(of: Explanation) -> str:
         "metric": f"{of.metric}_p99",
         "value_s": of.value_s,
         "completed": of.figures.completed,
+        "slo_s": of.limit_s,
         "usd_per_hour": of.usd_per_hour,
         "tail_requests": of.attribution.index[of.tail].tolist(),
         "parts_s": {"mean": of.means(), "typical": of.means(of.typical), "tail": of.means(of.tail)},
