@@ -9,13 +9,14 @@ loses nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from servesim.analysis.comebacks import handed_over_s
 from servesim.analysis.step_split import SplitRows
 from servesim.config.scenario import EngineConfig
 from servesim.cost.step_parts import DECODE_PARTS
@@ -23,7 +24,7 @@ from servesim.cost.step_time import StepTime
 from servesim.engine.events import Log, RequestLog, StepLog
 from servesim.engine.residence import Residence
 
-__all__ = ["PARTS", "Attribution", "Watched", "attribute"]
+__all__ = ["PARTS", "Attribution", "Watched", "attribute", "columns_by_replica"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -31,13 +32,13 @@ Columns: TypeAlias = dict[str, NDArray[Any]]
 
 PARTS = (
     "joining", "slot", "kv_blocks", "tokens", "prefill", "interference", *DECODE_PARTS, "transfer",
-    "preemption", "batch",
+    "preemption", "batch", "failure",
 )  # fmt: skip
 """joining: until the steps in flight at its arrival end; slot, kv_blocks, tokens: waits, by what the head of
 the queue lacks, tokens also while a step has none left for its prompt; prefill: its prompt, with the decodes
 of the same steps; interference: what others' chunks add; DECODE_PARTS (host: also of prefills); transfer:
 until KV blocks have been copied; preemption: until it has recomputed what a preemption threw away; batch:
-until its static batch ends."""
+until its static batch ends; failure: until it is sent to the replica that serves it, as others had failed."""
 
 _AT = {name: number for number, name in enumerate(PARTS)}
 _DECODE = slice(_AT[DECODE_PARTS[0]], _AT[DECODE_PARTS[-1]] + 1)
@@ -108,23 +109,25 @@ class Watched(NamedTuple):
 def attribute(log: Log, watched: Sequence[Watched]) -> Attribution:
     """Split the latencies of the completed requests of a log; ``watched``: its replicas, in their order."""
     each = [
-        _of_engine(number, engine, *columns)
+        _of_engine(log, number, engine, *columns)
         for number, (engine, *columns) in enumerate(
-            zip(watched, _by_replica(log.steps), _by_replica(log.requests), strict=True)
+            zip(watched, columns_by_replica(log.steps), columns_by_replica(log.requests), strict=True)
         )
     ]
     joined = {name: np.concatenate([getattr(one, name) for one in each]) for name in Attribution.__slots__}
     return Attribution(**joined).of(np.argsort(joined["index"], kind="stable"))
 
 
-def _by_replica(rows: StepLog | RequestLog) -> Iterator[Columns]:
-    """The columns of one replica after the other."""
+def columns_by_replica(rows: StepLog | RequestLog) -> list[Columns]:
+    """The columns of each replica."""
     ends = np.cumsum((0, *(rows.parts or (len(rows),)))).tolist()
-    for begin, end in itertools.pairwise(ends):
-        yield {name: values[begin:end] for name, values in rows.columns.items()}
+    return [
+        {name: values[begin:end] for name, values in rows.columns.items()}
+        for begin, end in itertools.pairwise(ends)
+    ]
 
 
-def _of_engine(number: int, watched: Watched, steps: Columns, requests: Columns) -> Attribution:
+def _of_engine(log: Log, number: int, watched: Watched, steps: Columns, requests: Columns) -> Attribution:
     rows = SplitRows(steps, *watched)
     done = np.isin(
         requests["status"], (Log.STATUSES.index("finished_stop"), Log.STATUSES.index("finished_length"))
@@ -132,7 +135,7 @@ def _of_engine(number: int, watched: Watched, steps: Columns, requests: Columns)
     of = {name: values[done] for name, values in requests.items()}
     order = np.argsort(of["index"], kind="stable")
     of = {name: values[order] for name, values in of.items()}
-    spent = _Spent(rows, of)
+    spent = _Spent(rows, of, handed_over_s(log, number, of))
     spent.wait(watched.residence)
     spent.run(watched.residence)
     return Attribution(
@@ -150,8 +153,8 @@ def _of_engine(number: int, watched: Watched, steps: Columns, requests: Columns)
 class _Spent:
     """Seconds by request and part, filled piece by piece."""
 
-    def __init__(self, rows: SplitRows, of: dict[str, NDArray[Any]]) -> None:
-        self._rows, self._of = rows, of
+    def __init__(self, rows: SplitRows, of: Columns, handed_s: Floats) -> None:
+        self._rows, self._of, self._handed_s = rows, of, handed_s
         shape = len(of["index"]), len(PARTS)
         self.before, self.after = np.zeros(shape, np.longdouble), np.zeros(shape, np.longdouble)
         self._first = rows.ending_at(of["first_token_s"]) + 1  # the first row after the first token
@@ -167,12 +170,16 @@ class _Spent:
 
     def wait(self, residence: Residence) -> None:
         """From the arrival to the step that admits."""
+        arrival_s = self._of["arrival_s"]
         rows = self._rows
         considered = np.zeros(len(self._of["index"]), np.int64)
         for table, target in ((residence.arrivals, considered), (residence.admissions, self._admitted)):
             place, known = self._at(table[:, 0])
             target[place] = rows.of_step(table[known, 1])
-        total_s = rows.start_s[self._admitted].astype(np.longdouble) - self._of["arrival_s"]
+        total_s = rows.start_s[self._admitted].astype(np.longdouble) - arrival_s
+        failure_s = self._handed_s.astype(np.longdouble) - arrival_s
+        self.before[:, _AT["failure"]] += failure_s
+        total_s -= failure_s
         for failure, name in enumerate(_WAITS):
             reason = np.where(rows.preempts & (rows.failure == 0), 2, rows.failure)
             sums = _running_sum(np.where(reason == failure, rows.duration_s, 0.0))

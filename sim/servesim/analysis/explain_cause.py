@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 CAUSES = (
     "kv", "slots", "interference", "host", "bandwidth", "link", "cold_cache", "bursty", "oversize", "compute",
-    "batch", "router",
+    "batch", "router", "failure",
 )  # fmt: skip
 """What can be the matter; report/explain.py has the words."""
 
@@ -31,6 +31,7 @@ _CAUSE_OF_PART = {
     "compute": "compute",
     "interference": "interference",
     "batch": "batch",
+    "failure": "failure",
     "joining": "prompts",
     "tokens": "prompts",
     "prefill": "prompts",
@@ -76,6 +77,8 @@ def cause_of(
 
 def _from_outside(largest: str, saved: Mapping[str, float], variation: float) -> str | None:
     """What happens to an engine that would do otherwise: its share of the traffic, and when that comes."""
+    if saved.get("failure", 0.0) >= _MOST:
+        return "failure"
     own = max(saved.get(one, 0.0) for one in (_PROMPT_CAUSES if largest == "prompts" else (largest,)))
     if saved.get("router", 0.0) >= max(_MOST, _AS_GOOD * own):
         return "router"

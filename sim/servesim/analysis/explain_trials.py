@@ -91,7 +91,7 @@ def run_trial(task: TrialTask) -> Trial:
 def _relaxed(prepared: Prepared, key: str) -> Trial:
     [one] = [one for one in relaxations_of(prepared) if one.key == key]
     law = one.law
-    watch = None if law is None else lambda scheduler, step_time: law(step_time)
+    watch = None if law is None else lambda replica, scheduler, step_time: law(step_time)
     run = run_prepared(one.relax(prepared), watch=watch)
     return Trial(one.key, one.label, one.cause, "relaxation", figures_of(run))
 

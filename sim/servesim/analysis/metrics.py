@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.distribution import Distribution, distribution, weighted_distribution
+from servesim.analysis.fleet_use import fleet_use
 from servesim.analysis.judgement import judge
 from servesim.analysis.run import Run
 from servesim.analysis.summary import KvUse, Load, SloCheck, Speculation, Summary
@@ -63,7 +64,7 @@ def summarise(run: Run) -> Summary:
     completed = int(done.sum())
     total_input = int(column["prompt_tokens"][done].sum())
     total_output = int(column["generated_tokens"][done].sum())
-    failed = int((column["status"] == _STATUS["refused"]).sum())
+    failed = int(np.isin(column["status"], (_STATUS["refused"], _STATUS["lost"])).sum())
     rate, burstiness, concurrency = _arrival_settings(run)
     engine, price_usd = scenario.engine, run.gpu.price_per_hour_usd
     stands_for = scenario.hardware.replicas / scenario.hardware.num_simulated
@@ -102,6 +103,7 @@ def summarise(run: Run) -> Summary:
         slo=slo,
         load=_load(line, log, column),
         speculation=_speculation(run),
+        fleet=fleet_use(run, first_s, end_s),
         kv=_kv_use(run, line),
         memory=run.memory,
         warnings=(),

@@ -158,20 +158,21 @@ def _no_host(prepared: Prepared) -> Prepared:
 
 
 def _fleet(prepared: Prepared) -> Iterator[Relaxation]:
-    hardware = prepared.loaded.scenario.hardware
-    if 1 < hardware.replicas == hardware.num_simulated and hardware.router != _BALANCING:
-        yield Relaxation("router", "router", f"a router that balances ({_BALANCING})", _balanced)
-
-
-def _balanced(prepared: Prepared) -> Prepared:
-    return _with_hardware(prepared, {"router": _BALANCING})
-
-
-def _with_hardware(prepared: Prepared, update: Mapping[str, object]) -> Prepared:
     scenario = prepared.loaded.scenario
-    hardware = scenario.hardware.model_copy(update=update)
-    loaded = replace(prepared.loaded, scenario=scenario.model_copy(update={"hardware": hardware}))
-    return replace(prepared, loaded=loaded)
+    hardware, fleet = scenario.hardware, scenario.fleet
+    if 1 < hardware.replicas == hardware.num_simulated and hardware.router != _BALANCING:
+        router = {"hardware": hardware.model_copy(update={"router": _BALANCING})}
+        yield Relaxation(
+            "router", "router", f"a router that balances ({_BALANCING})", lambda of: _with(of, router)
+        )
+    if fleet is not None and fleet.failures:
+        healthy = {"fleet": fleet.model_copy(update={"failures": ()})}
+        yield Relaxation("failure", "failure", "no replica fails", lambda of: _with(of, healthy))
+
+
+def _with(prepared: Prepared, update: Mapping[str, object]) -> Prepared:
+    loaded = prepared.loaded
+    return replace(prepared, loaded=replace(loaded, scenario=loaded.scenario.model_copy(update=update)))
 
 
 # ---- the traffic -----------------------------------------------------------------------------------

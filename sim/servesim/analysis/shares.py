@@ -75,12 +75,12 @@ def class_slots(line: Timeline, watermark_slots: int) -> dict[str, Pair]:
 def shares_of(line: Timeline, pool_slots: int, watermark_slots: int, *, queued_only: bool) -> Shares | None:
     """The classes over the whole line, or over its rows in which a request waits; None when there are none.
 
-    The rows that count, of a fleet those of one replica after another, are put end to end; means, batches and
-    quantiles are those of that clock.
+    The rows that count, of one replica after another, are put end to end; means, batches and quantiles are
+    those of that clock.
     """
     slots, replicas = class_slots(line, watermark_slots), max(1, len(line.parts))
     if queued_only or line.parts:
-        rows = line.columns["waiting"] > 0 if queued_only else np.full(len(line), True)
+        rows = line.columns["waiting"] > 0 if queued_only else np.ones(len(line), dtype=np.bool_)
         line = _end_to_end(line, rows)
         slots = {name: (first[rows], last[rows]) for name, (first, last) in slots.items()}
     horizon_s = line.horizon_s

@@ -12,7 +12,7 @@ from servesim.analysis.distribution import Distribution
 if TYPE_CHECKING:
     from servesim.cost.memory import MemoryBudget
 
-__all__ = ["KvUse", "Load", "SloCheck", "Speculation", "Summary"]
+__all__ = ["FleetUse", "KvUse", "Load", "SloCheck", "Speculation", "Summary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,24 @@ class Speculation:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetUse:
+    """What happened to the replicas of a fleet, and to requests because of it."""
+
+    replicas: int
+    failures: int
+    """Those that came while there was something to serve."""
+    up_share: float
+    """Share of the replicas' time in which they were not down."""
+    aborts: int
+    """Requests in flight on a replica that failed; one that meets two failures counts twice."""
+    retried: int
+    """Requests that another replica began anew."""
+    lost: int
+    wasted_tokens: int
+    """Output tokens of aborted requests, thrown away."""
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything that the result block, the JSON and the comparison of two runs need."""
 
@@ -146,6 +164,7 @@ class Summary:
     """First arrival to last finish (to the end of the simulation when it was interrupted)."""
     completed: int
     failed: int
+    """Refused, or lost with a replica."""
     unfinished: int
     total_input_tokens: int
     total_output_tokens: int
@@ -165,6 +184,8 @@ class Summary:
     load: Load
     speculation: Speculation | None
     """None without speculative decoding."""
+    fleet: FleetUse | None
+    """None for a fleet to which nothing happens."""
     kv: KvUse
     memory: MemoryBudget
     warnings: tuple[Warned, ...]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from servesim.analysis.fleet_use import aborts_of
 from servesim.analysis.metrics import request_times
 from servesim.analysis.timeline import KV_CLASSES
 from servesim.engine.events import Log, StepLog
@@ -29,7 +30,10 @@ _STEP_COLUMNS = (
 
 
 def requests_frame(log: Log) -> pd.DataFrame:
-    """One row per request, by index: what it asked for, its times and latencies in seconds, its status."""
+    """One row per request, by index: what it asked for, its times and latencies in seconds, its status.
+
+    ``aborts``, where replicas may fail: how often it was in flight on one that did. ``replica`` is the last.
+    """
     import pandas as pd
 
     column, times = log.requests.columns, request_times(log)
@@ -45,6 +49,8 @@ def requests_frame(log: Log) -> pd.DataFrame:
             "e2e_s": times.e2e_s,
         }
     )
+    if log.fleet is not None:
+        frame.insert(6, "aborts", aborts_of(log.fleet, np.array(column["index"])))
     _name_replicas(frame, log.requests.parts)
     return frame.sort_values("index", kind="stable", ignore_index=True)
 

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from servesim.analysis.attribution import Attribution, Watched, attribute
+import numpy as np
+
+from servesim.analysis.attribution import Attribution, Watched, attribute, columns_by_replica
+from servesim.analysis.comebacks import returns_s
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, run_prepared
 from servesim.cost.step_time import StepTime
-from servesim.engine.residence import note_residence
+from servesim.engine.events import Log
+from servesim.engine.residence import Residence, note_residence, residence_of_lives
 from servesim.engine.scheduler import Scheduler
 
 __all__ = ["watched_run"]
+
+
+class _Life(NamedTuple):
+    """An engine of a replica: the first, or the one after a failure."""
+
+    residence: Residence
+    scheduler: Scheduler
+    law: StepTime
 
 
 def watched_run(prepared: Prepared, **options: Any) -> tuple[Run, Callable[[], Attribution]]:
@@ -20,11 +32,31 @@ def watched_run(prepared: Prepared, **options: Any) -> tuple[Run, Callable[[], A
 
     ``options`` are those of run_prepared.
     """
-    watched: list[Watched] = []
+    lives: dict[int, list[_Life]] = {}
 
-    def watch(scheduler: Scheduler, law: StepTime) -> StepTime:
-        watched.append(Watched(prepared.engine, note_residence(scheduler), law))
+    def watch(replica: int, scheduler: Scheduler, law: StepTime) -> StepTime:
+        lives.setdefault(replica, []).append(_Life(note_residence(scheduler), scheduler, law))
         return law
 
+    def attributed() -> Attribution:
+        engines = [
+            Watched(prepared.engine, _residence(run.log, replica, of), of[0].law)
+            for replica, of in sorted(lives.items())
+        ]
+        return attribute(run.log, engines)
+
     run = run_prepared(prepared, watch=watch, **options)
-    return run, lambda: attribute(run.log, watched)
+    return run, attributed
+
+
+def _residence(log: Log, replica: int, lives: list[_Life]) -> Residence:
+    """That of all lives of a replica."""
+    if len(lives) == 1:
+        return lives[0].residence
+    steps = columns_by_replica(log.steps)[replica]
+    done = np.concatenate(([0], np.cumsum(steps["steps"])))
+    before = [0, *done[np.searchsorted(steps["start_s"], returns_s(log, replica))].tolist()]
+    unfinished = [[state.request.index for state in life.scheduler.unfinished()] for life in lives]
+    return residence_of_lives(
+        [(life.residence, *rest) for life, *rest in zip(lives, before, unfinished, strict=True)]
+    )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from servesim.config.expect import Expectation
+from servesim.config.fleet import FleetConfig
 from servesim.config.kv_formats import KvCacheDtype
 from servesim.config.kv_options import KvEvictionConfig, SwapConfig
 from servesim.config.record import Record, RuleError
@@ -295,6 +296,7 @@ class Scenario(Record):
     model: str
     """Name of a file in hardware/models, or a path to one."""
     hardware: HardwareConfig
+    fleet: FleetConfig | None = None
     engine: EngineConfig = EngineConfig()
     workload: WorkloadConfig
     slo: SloConfig = SloConfig()
@@ -306,6 +308,27 @@ class Scenario(Record):
     def _sequences_of_a_request_share_blocks(self) -> Scenario:
         if self.workload.forks is not None:
             keep_whole_tables(self.engine, "workload.sampling", ("engine",))
+        return self
+
+    @model_validator(mode="after")
+    def _names_replicas_that_exist(self) -> Scenario:
+        if self.fleet is None:
+            return self
+        count = self.hardware.replicas
+        if self.hardware.num_simulated < count:
+            raise RuleError(
+                "does not go with hardware.simulated_replicas (what happens to one concerns the others)",
+                path=("fleet",),
+                next_step="remove one of the two",
+            )
+        for number, failure in enumerate(self.fleet.failures):
+            if failure.replica >= count:
+                last = f"the last one is {count - 1}" if count > 1 else "there is only replica 0"
+                raise RuleError(
+                    f"there is no replica {failure.replica}: they are counted from 0, {last}",
+                    path=("fleet", "failures", number, "replica"),
+                    next_step="correct it, or raise hardware.replicas",
+                )
         return self
 
     @model_validator(mode="after")

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from servesim.kv.base import Account, Usage
 
-__all__ = ["Log", "RequestLog", "StepLog"]
+__all__ = ["FleetLog", "Log", "RequestLog", "Rows", "StepLog"]
 
 
-class _Rows:
+class Rows:
     """Rows of numbers, packed one after another, read as named columns: floats first, then integers."""
 
     def __init__(self, floats: tuple[str, ...], integers: tuple[str, ...]) -> None:
@@ -81,7 +81,7 @@ class _Rows:
         return {name: np.array(table[name]) for name in self._row.names or ()}
 
 
-class StepLog(_Rows):
+class StepLog(Rows):
     """Runs of identical steps; step j of a row takes first_s + j * growth_s, right after step j - 1.
 
     A row is appended with what the KV manager counts after scheduling its first and its last step
@@ -127,7 +127,7 @@ class StepLog(_Rows):
         return columns
 
 
-class RequestLog(_Rows):
+class RequestLog(Rows):
     """One row per request that arrived, in order of its end; NaN marks a time that was not reached."""
 
     floats = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")
@@ -145,12 +145,23 @@ class RequestLog(_Rows):
         super().__init__(self.floats, self.integers)
 
 
+class FleetLog:
+    """What happened to the replicas of a fleet, and to requests on their way between them."""
+
+    def __init__(self) -> None:
+        self.failures = Rows(("failed_s", "back_s"), ("replica",))
+        """NaN: never back."""
+        self.aborts = Rows(("at_s",), ("index", "replica", "generated_tokens"))
+        """Requests that a failing replica did not finish, with the tokens that it had yielded; they were sent
+        to another one, or lost."""
+
+
 class Log:
     """Everything a simulation leaves behind; ``account`` and ``num_levels`` are the KV manager's."""
 
-    STATUSES = ("finished_stop", "finished_length", "refused", "running", "waiting")
-    """finished_length: cut by max_model_len; refused: the prompt fills max_model_len; the last two: the
-    simulation ended before them."""
+    STATUSES = ("finished_stop", "finished_length", "refused", "running", "waiting", "lost")
+    """finished_length: cut by max_model_len; refused: the prompt fills max_model_len; running, waiting: the
+    simulation ended before them; lost: its replica failed."""
 
     ADMISSION_FAILURES = ("none", "seats", "memory", "fit", "watermark")
     """seats: max_num_seqs requests run, or a batch that nobody may join; memory: too little is free; fit:
@@ -165,9 +176,11 @@ class Log:
         """prefix_cache_queries, prefix_cache_hits (tokens), preemptions, evicted_blocks, ..."""
         self.end_s = 0.0
         self.interrupted = False
+        self.fleet: FleetLog | None = None
+        """What happened to replicas, where that is described."""
 
     @classmethod
-    def of_fleet(cls, logs: Sequence[Log]) -> Log:
+    def of_fleet(cls, logs: Sequence[Log], fleet: FleetLog | None = None) -> Log:
         """The log of several replicas: their rows one after another, their counters added up."""
         whole, (first, *others) = cls(), logs
         whole.steps = first.steps.beside([one.steps for one in others])
@@ -177,6 +190,7 @@ class Log:
             whole.itl_gaps_s.extend(log.itl_gaps_s)
             counters.update(log.counters)
         whole.counters = dict(counters)
+        whole.fleet = fleet
         whole.end_s = max(log.end_s for log in logs)
         whole.interrupted = any(log.interrupted for log in logs)
         return whole

@@ -21,6 +21,7 @@ PART_LABELS = {
     "transfer": "Copying KV blocks",
     "preemption": "Preemption and recomputing",
     "batch": "Waiting for the end of the batch",
+    "failure": "Lost to a failed replica",
 }
 PART_COLOURS = {
     "joining": "#8c949e",
@@ -37,6 +38,7 @@ PART_COLOURS = {
     "transfer": "#a0522d",
     "preemption": ORANGE,
     "batch": PALE_GREY,
+    "failure": "#a4133c",
 }
 
 CAUSE_WORDS: dict[str, tuple[str, str, str]] = {
@@ -94,6 +96,11 @@ CAUSE_WORDS: dict[str, tuple[str, str, str]] = {
         "the router spreads the load unevenly",
         "requests wait at one replica while another has room",
         "let the router look at the replicas (hardware.router: least-outstanding)",
+    ),
+    "failure": (
+        "a replica failed",
+        "its requests began anew elsewhere, and the replicas that were left had its share of the load, too",
+        "keep a replica more than the load needs, or headroom in each",
     ),
     "batch": (
         "static batching",

@@ -17,6 +17,7 @@ from servesim.analysis.series import latency_curves, time_series
 from servesim.analysis.summary import Summary
 from servesim.config.files import shipped
 from servesim.report import charts, sections
+from servesim.report.fleet import fleet_table
 from servesim.report.fragmentation import account_table, account_words, consequences
 from servesim.report.fragmentation_charts import bars
 from servesim.report.latency_parts import latency_parts
@@ -52,6 +53,7 @@ def report_html(run: Run, summary: Summary, attribution: Attribution | None = No
         latencies=sections.latencies(summary),
         parts=parts[1] if parts else None,
         slo=sections.slo(summary),
+        fleet=fleet_table(summary.fleet) if summary.fleet else None,
         kv_classes=sections.kv_classes(summary),
         account=account_table(account) if account else None,
         account_words=account_words(account) if account else "",

@@ -1,0 +1,39 @@
+"""When replicas that failed came back, and when requests reached the engine that finished them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servesim.engine.events import Log
+
+__all__ = ["handed_over_s", "returns_s"]
+
+Floats = NDArray[np.float64]
+
+
+def returns_s(log: Log, replica: int) -> Floats:
+    """The instants at which a replica began anew, with an empty cache."""
+    if log.fleet is None:
+        return np.zeros(0)
+    failures = log.fleet.failures.columns
+    back_s = failures["back_s"][failures["replica"] == replica]
+    return np.sort(back_s[np.isfinite(back_s)])
+
+
+def handed_over_s(log: Log, replica: int, requests: dict[str, NDArray[Any]]) -> Floats:
+    """When requests that ``replica`` finished were sent to it: at their arrival, unless another one failed
+    with them in flight, or none took requests."""
+    handed_s: Floats = requests["arrival_s"].copy()
+    if log.fleet is None or not len(handed_s):
+        return handed_s
+    aborts = log.fleet.aborts.columns
+    place = np.searchsorted(requests["index"], aborts["index"])
+    place = np.minimum(place, len(handed_s) - 1)
+    known = requests["index"][place] == aborts["index"]
+    np.maximum.at(handed_s, place[known], aborts["at_s"][known])
+    begins_s = np.concatenate(([-np.inf], returns_s(log, replica)))
+    life = np.searchsorted(begins_s, requests["scheduled_s"], side="right") - 1
+    return np.maximum(handed_s, begins_s[life])
