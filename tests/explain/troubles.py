@@ -88,6 +88,13 @@ TROUBLES = {
         _H100 + "engine: {max_model_len: 65536, enable_prefix_caching: false}\n"
         "workload: {trace: {file: oversize.csv, format: csv}}\n",
     ),
+    "failed replica": Trouble(
+        "ttft", "failure", ("hardware.replicas",),
+        "model: llama-3.1-8b\nhardware: {gpu: h100-sxm, replicas: 2, router: least-outstanding}\n"
+        "fleet: {failures: [{replica: 1, at_s: 20, down_s: 30}]}\n"
+        "engine: {max_model_len: 4096, enable_prefix_caching: false}\n"
+        + _poisson(1500, 20, _lognormal(1500, 3000, 0.3), _lognormal(100, 300)),
+    ),
     "uneven router": Trouble(
         "ttft", "router", ("hardware.router",),
         "model: llama-3.1-8b\nhardware: {gpu: h100-sxm, replicas: 2, router: round-robin}\n"

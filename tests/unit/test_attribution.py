@@ -104,12 +104,14 @@ workload:
 """
 
 
-def by_hand(tmp_path: Path, seats: int, per_token: float, *requests: str) -> list[dict[str, float]]:
+def by_hand(
+    tmp_path: Path, seats: int, per_token: float, *requests: str, fleet: tuple[str, ...] = ()
+) -> list[dict[str, float]]:
     (tmp_path / "requests.csv").write_text(
         "\n".join(["arrival_s,prompt_tokens,output_tokens", *requests, ""])
     )
     (tmp_path / "hand.yaml").write_text(HAND.format(seats=seats, per_token=per_token))
-    _, of = attributed(tmp_path / "hand.yaml")
+    _, of = attributed(tmp_path / "hand.yaml", *fleet)
     assert_adds_up(of)
     return [
         {name: round(seconds, 9) for name, seconds in zip(PARTS, row, strict=True) if abs(seconds) > 1e-12}
@@ -176,3 +178,33 @@ def test_a_replica_without_requests_has_no_rows() -> None:
     _, of = attributed("chat-1000", "workload.trace.max_requests=2", "hardware.replicas=4")
     assert_adds_up(of)
     assert of.replica.tolist() == [0, 1]
+
+
+def test_what_a_failure_costs_lasts_until_another_replica_has_the_request(tmp_path: Path) -> None:
+    # Replica 0 fails in its second step and completes that and the third; the request begins anew elsewhere.
+    fleet = ("hardware.replicas=2", "fleet={failures: [{replica: 0, at_s: 1.5}]}")
+    first, second = by_hand(tmp_path, 8, 0, "0,10,4", "0,10,2", fleet=fleet)
+    assert first == {"failure": 3, "prefill": 1, "weights": 3}
+    assert second == {"prefill": 1, "weights": 1}
+
+
+def test_what_a_failure_costs_lasts_until_the_only_replica_is_back(tmp_path: Path) -> None:
+    fleet = ("fleet={failures: [{replica: 0, at_s: 1.5, down_s: 10}, {replica: 0, at_s: 13, down_s: 2}]}",)
+    first, second, third = by_hand(tmp_path, 8, 0, "0,10,2", "0,10,5", "5,10,1", fleet=fleet)
+    assert first == {"prefill": 1, "weights": 1}  # ends with the step in which the replica fails
+    assert second == {"failure": 15, "prefill": 1, "weights": 4}
+    assert third == {"failure": 6.5, "prefill": 1}
+
+
+@pytest.mark.parametrize("in_flight", ["retry", "lose"])
+@pytest.mark.parametrize("router", ["round-robin", "least-kv", "prefix-affinity"])
+def test_the_parts_of_a_fleet_add_up_whatever_fails(router: str, in_flight: str) -> None:
+    failures = "{replica: 1, at_s: 9, down_s: 6}, {replica: 1, at_s: 22, down_s: 9}, {replica: 0, at_s: 30}"
+    overrides = [*FLEET, f"hardware.router={router}", "engine.num_gpu_blocks_override=1500"]
+    fleet = f"fleet={{failures: [{failures}], in_flight: {in_flight}}}"
+    run, of = attributed("poisson-chat", *overrides, "engine.max_model_len=16384", fleet)
+    assert_adds_up(of)
+    retried = np.intersect1d(run.log.fleet.aborts.columns["index"], of.index)
+    failure_s = of.parts_s[:, PARTS.index("failure")]
+    assert set(of.index[failure_s > 0]) == set(retried)
+    assert len(retried) > 10 if in_flight == "retry" else not len(retried)

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from servesim.engine.events import Log
 
-__all__ = ["handed_over_s", "returns_s"]
+__all__ = ["Outage", "handed_over_s", "outages", "returns_s"]
 
 Floats = NDArray[np.float64]
+
+
+class Outage(NamedTuple):
+    """A failure of a replica; ``back_s`` is None where it never came back."""
+
+    replica: int
+    failed_s: float
+    back_s: float | None
+    aborted: int
+    """Requests that it had not finished."""
+
+
+def outages(log: Log) -> list[Outage]:
+    """The failures of a fleet, by their time."""
+    if log.fleet is None:
+        return []
+    failures, aborts = log.fleet.failures.columns, log.fleet.aborts.columns
+    rows = zip(*(failures[name].tolist() for name in ("failed_s", "replica", "back_s")), strict=True)
+    found = []
+    for failed_s, replica, back_s in sorted(rows):
+        until_s = back_s if math.isfinite(back_s) else math.inf
+        of_it = (aborts["replica"] == replica) & (aborts["at_s"] >= failed_s) & (aborts["at_s"] <= until_s)
+        back = back_s if math.isfinite(back_s) else None
+        found.append(Outage(replica, failed_s, back, int(of_it.sum())))
+    return found
 
 
 def returns_s(log: Log, replica: int) -> Floats:

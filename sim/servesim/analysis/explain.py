@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.attribution import Attribution
+from servesim.analysis.comebacks import Outage, outages
 from servesim.analysis.explain_cause import cause_of
 from servesim.analysis.explain_trials import Figures, Trial, TrialTask, figures_of, usd_per_hour
 from servesim.analysis.relaxations import gap_variation, relaxations_of
@@ -51,6 +52,7 @@ class Explanation:
     """Of the gaps between arrivals."""
     replicas: tuple[ReplicaTail, ...]
     """Of a fleet, the slowest first."""
+    outages: tuple[Outage, ...]
     usd_per_hour: float | None
     """Price of the GPUs; None where their file gives none."""
     relaxations: tuple[Trial, ...]
@@ -151,6 +153,7 @@ def explain_scenario(
         figures=figures,
         variation=variation,
         replicas=tuple(replica_tails(of, metric)) if run.scenario.hardware.replicas > 1 else (),
+        outages=tuple(outages(run.log)),
         usd_per_hour=usd_per_hour(run, prices),
         relaxations=of_resources,
         remedies=of_remedies,

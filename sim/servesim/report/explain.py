@@ -16,20 +16,21 @@ from servesim.report.explain_words import CAUSE_WORDS, PART_LABELS
 from servesim.units import format_seconds, format_share
 
 __all__ = [
-    "about", "by_change", "caveats", "effect", "explanation_json", "explanation_text", "label_of", "limit",
-    "moving", "not_tried", "part_rows", "percent", "price_text", "shown_parts", "slowest_replica",
+    "about", "by_change", "caveats", "effect", "explanation_json", "explanation_text", "facts", "label_of",
+    "moving", "not_tried", "part_rows", "percent", "price_text", "shown_parts",
 ]  # fmt: skip
 
 _WIDTH = 105
 _LABEL = 50
 _TENFOLD = 10.0
+_OUTAGES = 3  # that are listed
 _NOTHING = 0.01  # a change below this share is not listed
 
 
 def explanation_text(of: Explanation) -> str:
     """The parts, the cause and the remedies."""
     lines = [f"{f' Why P99 {of.metric.upper()} is {format_seconds(of.value_s)} ':=^{_WIDTH}}", about(of)]
-    lines += [*_parts(of), *limit(of), *slowest_replica(of), *_cause(of)]
+    lines += [*_parts(of), *facts(of), *_cause(of)]
     lines += _trials(of, "One resource relaxed at a time", by_change(of), priced=False)
     lines += _trials(of, "Remedies, tried on the same requests, best first", moving(of))
     lines += [*not_tried(of), *caveats(of), "=" * _WIDTH]
@@ -68,25 +69,28 @@ def _parts(of: Explanation) -> Iterator[str]:
         yield f"{label:<60}{mean:>12}{tail:>12}{share:>12}"
 
 
-def limit(of: Explanation) -> Iterator[str]:
-    """What the SLO says of the figure."""
+def facts(of: Explanation) -> Iterator[str]:
+    """The SLO, which replica is the slowest, which ones failed."""
     if of.limit_s is not None:
         verdict = "is kept" if of.value_s <= of.limit_s else "is missed"
         yield f"SLO: P99 {of.metric.upper()} <= {format_seconds(of.limit_s)} {verdict}"
-
-
-def slowest_replica(of: Explanation) -> Iterator[str]:
-    """Of a fleet: which replica is the slowest, and how the others do."""
-    if len(of.replicas) < 2:
-        return
-    worst, *others = of.replicas
-    least, most = (format_seconds(one.p99_s) for one in (others[-1], others[0]))
-    theirs = least if least == most else f"{least} to {most}"
-    yield (
-        f"Slowest replica: number {worst.replica}, counted from 0: P99 {of.metric.upper()} "
-        f"{format_seconds(worst.p99_s)}, {worst.in_tail:,} of the {len(of.tail):,} slowest requests; "
-        f"the others {theirs}"
-    )
+    if len(of.replicas) > 1:
+        worst, *others = of.replicas
+        least, most = (format_seconds(one.p99_s) for one in (others[-1], others[0]))
+        theirs = least if least == most else f"{least} to {most}"
+        yield (
+            f"Slowest replica: number {worst.replica}, counted from 0: P99 {of.metric.upper()} "
+            f"{format_seconds(worst.p99_s)}, {worst.in_tail:,} of the {len(of.tail):,} slowest requests; "
+            f"the others {theirs}"
+        )
+    for outage in of.outages[:_OUTAGES]:
+        back = "never back" if outage.back_s is None else f"back at {format_seconds(outage.back_s)}"
+        yield (
+            f"Replica {outage.replica} failed at {format_seconds(outage.failed_s)} with {outage.aborted:,} "
+            f"requests in flight, {back}"
+        )
+    if len(of.outages) > _OUTAGES:
+        yield f"{len(of.outages) - _OUTAGES:,} more failures"
 
 
 def _cause(of: Explanation) -> Iterator[str]:
@@ -206,6 +210,7 @@ def explanation_json(of: Explanation) -> str:
         "tail_requests": of.attribution.index[of.tail].tolist(),
         "parts_s": {"mean": of.means(), "typical": of.means(of.typical), "tail": of.means(of.tail)},
         "replicas": [one._asdict() for one in of.replicas],
+        "failures": [one._asdict() for one in of.outages],
         "cause": of.cause,
         "warnings": list(caveats(of)),
         "burstiness_cv": of.variation,

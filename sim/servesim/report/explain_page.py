@@ -11,15 +11,14 @@ from servesim.report.explain import (
     by_change,
     caveats,
     effect,
+    facts,
     label_of,
-    limit,
     moving,
     not_tried,
     part_rows,
     percent,
     price_text,
     shown_parts,
-    slowest_replica,
 )
 from servesim.report.explain_words import CAUSE_WORDS
 from servesim.report.html import figure_page
@@ -49,7 +48,7 @@ def explanation_html(of: Explanation) -> str:
         meaning=meaning,
         advice=advice,
         recommended=tuple((one.kind, one.label, effect(of, one)) for one in of.recommended),
-        facts=(*limit(of), *slowest_replica(of)),
+        facts=tuple(facts(of)),
         parts=Table("Parts", ("Mean per request", "All", "Tail", "Of the tail"), tuple(part_rows(of))),
         relaxations=Table("Relaxed", head, tuple(_table(of, by_change(of)))),
         remedies=Table("Remedies", (*head, "$/h"), tuple(_priced(of, moving(of)))),
