@@ -140,9 +140,9 @@ def test_a_remedy_shows_its_price_and_a_flag_costs_nothing(small, monkeypatch, c
     assert prices["hardware.gpu=b200"] == 3
     out = servesim(monkeypatch, capsys, *words)[1]
     [flag] = [line for line in out.splitlines() if line.startswith("Set: ")]
-    [purchase] = [line for line in out.splitlines() if line.startswith("Buy: ")]
+    [purchase] = [line for line in out.splitlines() if line.startswith("Or buy: ")]
     assert flag.endswith(", at no cost.")
-    key = purchase.split()[1].rstrip(":")
+    key = purchase.split()[2].rstrip(":")
     assert purchase.endswith(f", ${prices[key] - 2:.2f}/h more (${prices[key]:.2f} instead of $2.00).")
     status, _, err = servesim(monkeypatch, capsys, "explain", "small.yaml", "--price", "h100-sxm")
     assert status == 2

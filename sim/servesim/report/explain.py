@@ -16,7 +16,7 @@ from servesim.report.explain_words import CAUSE_WORDS, PART_LABELS
 from servesim.units import format_seconds, format_share
 
 __all__ = [
-    "about", "by_change", "caveats", "effect", "explanation_json", "explanation_text", "facts", "label_of",
+    "about", "advised", "by_change", "caveats", "explanation_json", "explanation_text", "facts", "label_of",
     "moving", "not_tried", "part_rows", "percent", "price_text", "shown_parts",
 ]  # fmt: skip
 
@@ -100,11 +100,18 @@ def _cause(of: Explanation) -> Iterator[str]:
     yield f"What to do: {advice}."
     if not of.recommended:
         yield "Nothing that was tried helps by 5 % or more."
-    for one in of.recommended:
-        yield f"{'Buy' if one.kind == 'purchase' else 'Set'}: {one.label}: {effect(of, one)}."
+    for verb, label, result in advised(of):
+        yield f"{verb}: {label}: {result}."
 
 
-def effect(of: Explanation, one: Trial) -> str:
+def advised(of: Explanation) -> Iterator[tuple[str, str, str]]:
+    """What to do, with which setting, and what that does."""
+    for place, one in enumerate(of.recommended):
+        buy = "Or buy" if place else "Buy"
+        yield buy if one.kind == "purchase" else "Set", one.label, _effect(of, one)
+
+
+def _effect(of: Explanation, one: Trial) -> str:
     """What a recommended remedy does, and what it costs."""
     assert one.figures is not None
     value = getattr(one.figures, of.metric)

@@ -8,9 +8,9 @@ from servesim.analysis.explain import Explanation
 from servesim.analysis.explain_trials import Figures, Trial
 from servesim.report.explain import (
     about,
+    advised,
     by_change,
     caveats,
-    effect,
     facts,
     label_of,
     moving,
@@ -47,7 +47,7 @@ def explanation_html(of: Explanation) -> str:
         matter=matter,
         meaning=meaning,
         advice=advice,
-        recommended=tuple((one.kind, one.label, effect(of, one)) for one in of.recommended),
+        recommended=tuple(advised(of)),
         facts=tuple(facts(of)),
         parts=Table("Parts", ("Mean per request", "All", "Tail", "Of the tail"), tuple(part_rows(of))),
         relaxations=Table("Relaxed", head, tuple(_table(of, by_change(of)))),
