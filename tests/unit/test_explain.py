@@ -144,9 +144,21 @@ def test_a_remedy_shows_its_price_and_a_flag_costs_nothing(small, monkeypatch, c
     assert flag.endswith(", at no cost.")
     key = purchase.split()[2].rstrip(":")
     assert purchase.endswith(f", ${prices[key] - 2:.2f}/h more (${prices[key]:.2f} instead of $2.00).")
-    status, _, err = servesim(monkeypatch, capsys, "explain", "small.yaml", "--price", "h100-sxm")
-    assert status == 2
-    assert "not a price" in err
+
+
+@pytest.mark.parametrize(
+    ("price", "told"),
+    [
+        ("h100-sxm", "not a price"),
+        ("h100-sxm=-1", "not a price"),
+        ("h100-sxm=nan", "not a price"),
+        ("h10-sxm=2", "did you mean h100-sxm"),
+    ],
+)
+def test_a_price_that_is_none_is_told(small, monkeypatch, capsys, price, told):
+    status, out, err = servesim(monkeypatch, capsys, "explain", "small.yaml", "--price", price)
+    assert (status, out) == (2, "")
+    assert told in err
 
 
 def test_of_purchases_with_which_a_missed_slo_is_kept_the_cheapest_comes_first(small):

@@ -49,10 +49,9 @@ def explain(
     from servesim import api
 
     loaded = api.load(scenario, overrides(set_, seed))
-    name = loaded.scenario.name
+    name, prices = loaded.scenario.name, prices_of(price, loaded)
     with output(out, f"{name}-explained", wanted=out is not None or not json) as write:
         with progress_of(name, "simulations", 1) as progress:
-            prices = prices_of(price)
             result = api.explain(loaded, metric.value, prices_usd_per_hour=prices, jobs=jobs, on_run=progress)
         show_result(result, json)
         write(result)

@@ -71,7 +71,7 @@ def plan(
                 axes,
                 overrides=changes,
                 budget_usd_per_hour=budget,
-                prices_usd_per_hour=prices_of(price),
+                prices_usd_per_hour=prices_of(price, loaded),
                 jobs=jobs,
                 on_trial=progress,
             )

@@ -5,12 +5,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf, nan
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from servesim.errors import ConfigError, Problem, ServesimError
+
+if TYPE_CHECKING:
+    from servesim.config.load import LoadedScenario
 
 __all__ = [
     "AsJson",
@@ -72,18 +76,23 @@ def overrides(set_: list[str] | None, seed: int | None) -> list[str]:
     return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
 
 
-def prices_of(texts: list[str] | None) -> dict[str, float]:
-    """What --price says, by GPU."""
-    return dict(map(_price, texts or ()))
+def prices_of(texts: list[str] | None, loaded: LoadedScenario) -> dict[str, float]:
+    """What --price says, by GPU; raises ConfigError for a GPU that there is not, and for what is no price."""
+    return dict(_price(text, loaded) for text in texts or ())
 
 
-def _price(text: str) -> tuple[str, float]:
+def _price(text: str, loaded: LoadedScenario) -> tuple[str, float]:
+    from servesim.config.profiles import load_gpu
+
     gpu, _, usd = text.partition("=")
     try:
-        return gpu.strip(), float(usd)
+        price = float(usd)
     except ValueError:
+        price = nan
+    if not 0 <= price < inf:
         step = "write --price h100-sxm=2.50"
-        raise ConfigError(Problem("not a price", "--price", got=text, next_step=step)) from None
+        raise ConfigError(Problem("not a price", "--price", got=text, next_step=step))
+    return load_gpu(str(loaded.find("gpus", gpu.strip()))).name, price
 
 
 def show_result(result: Printable, json: bool) -> None:
