@@ -95,6 +95,14 @@ TROUBLES = {
         "engine: {max_model_len: 4096, enable_prefix_caching: false}\n"
         + _poisson(1500, 20, _lognormal(1500, 3000, 0.3), _lognormal(100, 300)),
     ),
+    "slow KV link": Trouble(
+        "ttft", "kv_link", ("fleet.kv_link", "engine.kv_cache_dtype"),
+        "model: llama-3.1-8b\nhardware: {gpu: h100-sxm}\n"
+        "fleet:\n  kv_link: ethernet-100g\n"
+        "  pools: {prompts: {serves: prefill, replicas: 4}, outputs: {serves: decode}}\n"
+        "engine: {max_model_len: 16384, enable_prefix_caching: false, async_scheduling: false}\n"
+        + _poisson(800, 11, _lognormal(6000, 12000, 0.3), _lognormal(60, 200)),
+    ),
     "uneven router": Trouble(
         "ttft", "router", ("hardware.router",),
         "model: llama-3.1-8b\nhardware: {gpu: h100-sxm, replicas: 2, router: round-robin}\n"

@@ -10,20 +10,26 @@ F6  The same scenario gives the same bytes.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import isnan
+from typing import Literal
 
 import numpy as np
 from checked_scheduler import CheckedScheduler
-from engine_cases import MOST_STEPS, TICK_S, Case, cases
+from engine_cases import MOST_STEPS, TICK_S, Case, WindowLaw, cases
 from engine_log import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from servesim.analysis.timeline import KV_CLASSES
 from servesim.config.fleet import FailureConfig, FleetConfig
 from servesim.config.scenario import Router
+from servesim.engine.disaggregation import DecodeScheduler, PrefillScheduler
 from servesim.engine.events import Log
-from servesim.engine.fleet import Replica, simulate_fleet
+from servesim.engine.fleet import Replica, Site, simulate_fleet
+from servesim.engine.handover import KvLink
 from servesim.engine.router import build_route
+from servesim.engine.scheduler import Scheduler
 from servesim.engine.versions import RULES
 
 ROUTERS: tuple[Router, ...] = (
@@ -72,10 +78,9 @@ class Served:
 
         self.log = simulate_fleet(
             case.workload(),
-            [make] * replicas,
+            [Site(make, case.pipeline_depth)] * replicas,
             lambda members: build_route(router, members, 1),
             events=fleet,
-            pipeline_depth=case.pipeline_depth,
             stop=stop,
         )
 
@@ -149,3 +154,84 @@ def _check_time(log: Log, replicas: int) -> None:
                 lives.add(life)
                 assert row["kv_cached"] == 0, "F3: it comes back with an empty cache"
                 assert row["kv_tokens"] <= row["prefill_tokens"] + row["decodes"], "F3"
+
+
+# ---- prompts and outputs computed by different replicas -----------------------------------------------
+
+
+def handed_over(case: Case, router: Router, sizes: tuple[int, int]) -> tuple[Log, list[Scheduler]]:
+    """A case served by prefilling and decoding replicas; the link passes a token per tick and port."""
+    schedulers: list[Scheduler] = []
+
+    def make(kind: type[Scheduler]) -> Replica:
+        schedulers.append(kind(case.limits, RULES[case.version], case.kv(), case.law.windows))
+        return Replica(schedulers[-1], case.law)
+
+    def site(serves: Literal["prefill", "decode"]) -> Site:
+        kind = PrefillScheduler if serves == "prefill" else DecodeScheduler
+        return Site(lambda: make(kind), case.pipeline_depth, serves, 1.0, 1 / TICK_S)
+
+    def stop() -> bool:
+        assert all(one.step < MOST_STEPS for one in schedulers), "an engine makes no progress"
+        return False
+
+    log = simulate_fleet(
+        case.workload(),
+        [site("prefill")] * sizes[0] + [site("decode")] * sizes[1],
+        lambda members: build_route(router, members, 1),
+        events=FleetConfig(),
+        link=KvLink(5 * TICK_S, 1.0),
+        stop=stop,
+    )
+    return log, schedulers
+
+
+@settings(max_examples=300, deadline=None, report_multiple_bugs=False)
+@given(
+    cases(paged=True, priority_policy=False, law=WindowLaw(base=3)),
+    st.sampled_from(ROUTERS),
+    st.tuples(st.integers(1, 2), st.integers(1, 2)),
+)
+def test_prompts_are_handed_over(case: Case, router: Router, sizes: tuple[int, int]) -> None:
+    """F1, F2, F4 and F6, and: a transfer follows its prompt and precedes its first token, one at a time."""
+    log, schedulers = handed_over(case, router, sizes)
+    assert log.fleet is not None
+    requests, transfers = rows_of(log.requests), rows_of(log.fleet.transfers)
+    assert sorted(row["index"] for row in requests) == sorted(
+        [r.index for r in case.starts] + [after.index for _, after in case.chains]
+    ), "F1"
+    assert {Log.STATUSES[row["status"]] for row in requests} <= {
+        "finished_stop",
+        "finished_length",
+        "refused",
+    }, "F1"
+    times = {row["index"]: row for row in transfers}
+    assert len(times) == len(transfers), "F1: one transfer for a request"
+    for row in requests:
+        if Log.STATUSES[row["status"]] == "refused":
+            assert row["index"] not in times
+            continue
+        most = case.limits.max_model_len - row["prompt_tokens"]
+        assert row["generated_tokens"] == min(row["output_tokens"], most), "F4"
+        assert row["arrival_s"] <= row["scheduled_s"] < row["first_token_s"] <= row["finish_s"], "F2"
+        if (moved := times.get(row["index"])) is not None:
+            assert row["scheduled_s"] < moved["prefilled_s"] <= moved["asked_s"], "F2"
+            assert moved["asked_s"] <= moved["begun_s"] < moved["done_s"] < row["first_token_s"], "F2"
+            assert 0 < moved["num_tokens"] <= row["prompt_tokens"]
+    for side in ("source", "target"):
+        for number in {row[side] for row in transfers}:
+            mine = sorted((row["begun_s"], row["done_s"]) for row in transfers if row[side] == number)
+            assert all(a[1] <= b[0] for a, b in pairwise(mine)), "one transfer at a time"
+    generated = sum(row["generated_tokens"] for row in requests)
+    assert int(log.steps.columns["steps"] @ log.steps.columns["outputs"]) == generated, "F4"
+    for edge in ("kv", "end_kv"):
+        classes = [log.steps.columns[f"{edge}_{name}"] for name in KV_CLASSES]
+        assert min((int(one.min()) for one in classes if len(one)), default=0) >= 0, "the classes of the pool"
+        assert set(np.sum(classes, axis=0).tolist()) <= {(case.num_blocks - 1) * case.block_size}
+    for scheduler in schedulers:
+        assert scheduler.usage()[:4] == (0, 0, 0, 0), "memory is given back"
+        assert not scheduler.running
+        assert not scheduler.waiting
+    again = handed_over(case, router, sizes)[0]
+    for name, values in again.requests.columns.items():
+        assert np.array_equal(values, log.requests.columns[name], equal_nan=values.dtype.kind == "f"), "F6"

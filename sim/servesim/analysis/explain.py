@@ -144,6 +144,7 @@ def explain_scenario(
     saved = {one.cause: -one.change(metric, figures) for one in of_resources if one.figures is not None}
     parts, variation = of.parts_of(metric), gap_variation(prepared)
     static = run.scenario.engine.batching == "static"
+    apart = run.log.fleet is not None and len(run.log.fleet.transfers) > 0
     found = Explanation(
         loaded=loaded,
         metric=metric,
@@ -152,13 +153,13 @@ def explain_scenario(
         typical=typical,
         figures=figures,
         variation=variation,
-        replicas=tuple(replica_tails(of, metric)) if run.scenario.hardware.replicas > 1 else (),
+        replicas=tuple(replica_tails(of, metric)) if run.scenario.num_replicas > 1 else (),
         outages=tuple(outages(run.log)),
         usd_per_hour=usd_per_hour(run, prices),
         relaxations=of_resources,
         remedies=of_remedies,
         cause=cause_of(
-            metric, static, parts[tail].mean(axis=0), parts[typical].mean(axis=0), saved, variation
+            metric, static, apart, parts[tail].mean(axis=0), parts[typical].mean(axis=0), saved, variation
         ),
         checked={},
     )

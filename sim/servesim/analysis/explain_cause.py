@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 CAUSES = (
     "kv", "slots", "interference", "host", "bandwidth", "link", "cold_cache", "bursty", "oversize", "compute",
-    "batch", "router", "failure",
+    "batch", "router", "failure", "kv_link",
 )  # fmt: skip
 """What can be the matter; report/explain.py has the words."""
 
@@ -45,17 +45,24 @@ _AS_GOOD = 0.8  # of what relaxing the engine's own shortage saves
 
 
 def cause_of(
-    metric: str, static: bool, tail: Floats, typical: Floats, saved: Mapping[str, float], variation: float
+    metric: str,
+    static: bool,
+    apart: bool,
+    tail: Floats,
+    typical: Floats,
+    saved: Mapping[str, float],
+    variation: float,
 ) -> str:
     """One of CAUSES.
 
     ``tail`` and ``typical``: seconds by PARTS of the slow and of the usual requests; ``saved``: the share of
-    the figure that relaxing a cause saves; ``variation``: of the gaps between arrivals; ``static``: batches.
+    the figure that relaxing a cause saves; ``variation``: of the gaps between arrivals; ``static``:
+    batches; ``apart``: prefill and decode on different replicas.
     """
     excess = np.maximum(tail - typical, 0.0) if tail.sum() > _TAIL_IS_DIFFERENT * typical.sum() else tail
     weights: dict[str, float] = {}
     for name, seconds in zip(PARTS, excess.tolist(), strict=True):
-        cause = _cause_of_part(name, metric, static)
+        cause = _cause_of_part(name, metric, static, apart)
         weights[cause] = weights.get(cause, 0.0) + seconds
     ordered = sorted(weights, key=lambda cause: -weights[cause])
     from_outside = _from_outside(ordered[0], saved, variation)
@@ -87,7 +94,9 @@ def _from_outside(largest: str, saved: Mapping[str, float], variation: float) ->
     return None
 
 
-def _cause_of_part(part: str, metric: str, static: bool) -> str:
+def _cause_of_part(part: str, metric: str, static: bool, apart: bool) -> str:
+    if part == "transfer" and apart:
+        return "kv_link"
     if part == "interference" and metric == "ttft":
         return "prompts"
     if part == "slot" and static:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +75,7 @@ def run_trial(task: TrialTask) -> Trial:
         if task.remedy is not None:
             text, loaded = task.remedy.text, applied(task.loaded, task.remedy)
             run = run_replication(loaded) if task.fresh else run_prepared(prepare(loaded))
-            price = usd_per_hour(run, task.prices)
+            price = usd_per_hour(run, task.prices) if task.remedy.has_price else None
             return Trial(text, text, "", task.remedy.kind, figures_of(run), usd_per_hour=price)
         if task.relaxation is None:
             run = run_replication(task.loaded) if task.fresh else run_prepared(prepare(task.loaded))
@@ -91,8 +91,8 @@ def run_trial(task: TrialTask) -> Trial:
 def _relaxed(prepared: Prepared, key: str) -> Trial:
     [one] = [one for one in relaxations_of(prepared) if one.key == key]
     law = one.law
-    watch = None if law is None else lambda replica, scheduler, step_time: law(step_time)
-    run = run_prepared(one.relax(prepared), watch=watch)
+    watch = None if law is None else lambda replica, engine, scheduler, step_time: law(step_time)
+    run = run_prepared(replace(one.relax(prepared), relax=one.relax), watch=watch)
     return Trial(one.key, one.label, one.cause, "relaxation", figures_of(run))
 
 
@@ -112,7 +112,14 @@ def figures_of(run: Run) -> Figures:
 
 def usd_per_hour(run: Run, prices: Mapping[str, float]) -> float | None:
     """Price of all GPUs of a run."""
-    price = prices.get(run.gpu.name, run.gpu.price_per_hour_usd)
-    engine, hardware = run.scenario.engine, run.scenario.hardware
-    gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size * hardware.replicas
-    return None if price is None else price * gpus
+    engine, replicas = run.scenario.engine, run.scenario.hardware.replicas
+    gpus = [(run.gpu, engine.tensor_parallel_size * engine.pipeline_parallel_size * replicas)]
+    if run.pools:
+        gpus = [(pool.gpu, pool.replicas * pool.gpus_per_replica) for pool in run.pools]
+    total = 0.0
+    for gpu, count in gpus:
+        price = prices.get(gpu.name, gpu.price_per_hour_usd)
+        if price is None:
+            return None
+        total += price * count
+    return total

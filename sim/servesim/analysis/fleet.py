@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
-from servesim.analysis.prepared import Prepared, Watch, build_replica
+from servesim.analysis.prepared import Prepared, Watch, build_replica, of_pool
+from servesim.analysis.run import Pool
+from servesim.config.link import load_link
 from servesim.config.workload import ClosedLoopArrivals
-from servesim.cost.step_time import StepTime
+from servesim.cost.first_calls import after
+from servesim.cost.kv_groups import kv_layout
+from servesim.cost.step_time import StepTime, build_step_time
 from servesim.engine.events import Log
-from servesim.engine.fleet import Replica, simulate_fleet
+from servesim.engine.fleet import Replica, Site, simulate_fleet
+from servesim.engine.handover import KvLink
 from servesim.engine.loop import simulate
 from servesim.engine.router import BLIND, Members, Route, build_route
 from servesim.errors import ConfigError, Problem
 from servesim.workload.routed import shares
 
-__all__ = ["serve_fleet"]
+Serves = Literal["all", "prefill", "decode"]
+
+__all__ = ["serve_fleet", "serve_pools"]
 
 
 def serve_fleet(
@@ -47,11 +55,10 @@ def serve_fleet(
         return build_route(hardware.router, members, scenario.seed)
 
     def make(number: int) -> Replica:
-        replica, _ = build_replica(prepared, step_time)
-        return replica if watch is None else replica._replace(step_time=watch(number, *replica))
+        return _watched(build_replica(prepared, step_time)[0], number, prepared, watch)
 
     if hardware.router in BLIND and (waits_for_nothing or sampled) and scenario.fleet is None:
-        parts = shares(workload, router(Members(hardware.replicas)), count)
+        parts = shares(workload, router(Members([1.0] * hardware.replicas)), count)
         logs = [
             simulate(part, *make(number), pipeline_depth=depth, on_end=on_end, stop=stop)
             for number, part in enumerate(parts)
@@ -59,11 +66,60 @@ def serve_fleet(
         return Log.of_fleet(logs)
     return simulate_fleet(
         workload,
-        [partial(make, number) for number in range(count)],
+        [Site(partial(make, number), depth) for number in range(count)],
         router,
         events=scenario.fleet,
-        pipeline_depth=depth,
         waits_for_nothing=waits_for_nothing,
         on_end=on_end,
         stop=stop,
     )
+
+
+def serve_pools(
+    prepared: Prepared,
+    *,
+    on_end: Callable[[float], None],
+    stop: Callable[[], bool],
+    watch: Watch | None = None,
+) -> tuple[Log, tuple[Pool, ...]]:
+    """Serve the workload by the replicas of all pools; returns what they are, too."""
+    scenario = prepared.loaded.scenario
+    fleet, router = scenario.fleet, scenario.hardware.router
+    assert fleet is not None
+    link = load_link(prepared.loaded.find("links", fleet.kv_link)) if fleet.kv_link else None
+    sites, pools, token_bytes = list[Site](), list[Pool](), 0
+    for name, pool in fleet.pools.items():
+        own = of_pool(prepared, pool)
+        law = build_step_time(own.model, own.gpu, own.engine, own.draft)
+        num_gpus = own.engine.tensor_parallel_size * own.engine.pipeline_parallel_size
+
+        def make(
+            number: int, own: Prepared = own, law: StepTime = law, serves: Serves = pool.serves
+        ) -> Replica:
+            replica, _ = build_replica(own, after(law, own.rows_met), serves=serves)
+            return _watched(replica, number, own, watch)
+
+        rate = link.replica_bytes_per_s(num_gpus) if link else 0.0
+        depth = 2 if own.engine.async_scheduling else 1
+        sites += [
+            Site(partial(make, len(sites) + number), depth, pool.serves, pool.weight, rate)
+            for number in range(pool.replicas)
+        ]
+        pools.append(Pool(name, pool.serves, pool.replicas, num_gpus, own.gpu, own.engine, own.memory))
+        if pool.serves == "decode":
+            layout = kv_layout(own.model, own.engine)
+            token_bytes = max(token_bytes, layout.token_bytes * own.engine.tensor_parallel_size)
+    log = simulate_fleet(
+        prepared.workload,
+        sites,
+        lambda members: build_route(router, members, scenario.seed),
+        events=fleet,
+        link=KvLink(link.latency_s, token_bytes) if link else None,
+        on_end=on_end,
+        stop=stop,
+    )
+    return log, tuple(pools)
+
+
+def _watched(replica: Replica, number: int, prepared: Prepared, watch: Watch | None) -> Replica:
+    return replica if watch is None else replica._replace(step_time=watch(number, prepared.engine, *replica))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from servesim.config.defaults import resolve_engine, with_whole_tables
 from servesim.config.engine_profile import profiled_engine
+from servesim.config.fleet import PoolConfig
 from servesim.config.load import LoadedScenario
 from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
 from servesim.config.scenario import EngineConfig
@@ -23,10 +24,10 @@ from servesim.engine.step_trace import NotedAcceptance
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
 
-__all__ = ["Prepared", "Watch", "build_replica", "prepare"]
+__all__ = ["Prepared", "Watch", "build_replica", "of_pool", "prepare"]
 
-Watch = Callable[[int, Scheduler, StepTime], StepTime]
-"""Given a replica's number, scheduler and law before it begins; returns the law that holds."""
+Watch = Callable[[int, EngineConfig, Scheduler, StepTime], StepTime]
+"""Given a replica's number, settings, scheduler and law before it begins; returns the law that holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Prepared:
     """The model that drafts, where one does."""
     rows_met: tuple[int, ...] = ()
     """Tokens of steps that the server ran before; they matter to cost.first_calls only."""
+    relax: Callable[[Prepared], Prepared] | None = None
+    """Applied to what every pool is made of, too."""
 
 
 def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
@@ -82,8 +85,23 @@ def _profile(load: Callable[[str], Loaded], path: Path) -> Loaded:
     return cast(Loaded, _profiles[key])
 
 
+def of_pool(prepared: Prepared, pool: PoolConfig) -> Prepared:
+    """The same, for one of the replicas of a pool."""
+    loaded = prepared.loaded
+    hardware = loaded.scenario.hardware.model_copy(update={"gpu": pool.gpu or loaded.scenario.hardware.gpu})
+    changes = {"hardware": hardware, "engine": loaded.scenario.pool_engine(pool), "fleet": None}
+    loaded = replace(loaded, scenario=loaded.scenario.model_copy(update=changes))
+    own = replace(prepare(loaded, prepared.workload), rows_met=prepared.rows_met)
+    return own if prepared.relax is None else prepared.relax(own)
+
+
 def build_replica(
-    prepared: Prepared, step_time: StepTime, *, one_by_one: bool = False, track_ids: bool = False
+    prepared: Prepared,
+    step_time: StepTime,
+    *,
+    one_by_one: bool = False,
+    track_ids: bool = False,
+    serves: Literal["all", "prefill", "decode"] = "all",
 ) -> tuple[Replica, NotedAcceptance | None]:
     """An engine with an empty cache, and what says which drafts it accepts."""
     engine, loaded, accept = prepared.engine, prepared.loaded, None
@@ -102,5 +120,6 @@ def build_replica(
         accept=accept,
         sampling=sampling,
         beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
+        serves=serves,
     )
     return Replica(scheduler, step_time), accept

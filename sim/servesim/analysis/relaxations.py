@@ -25,6 +25,7 @@ __all__ = ["Relaxation", "gap_variation", "relaxations_of"]
 _MUCH_MEMORY = 20
 _MANY_SEATS = 8
 _BALANCING = "least-outstanding"
+_FASTEST_LINK = "nvlink-4"
 _LONG_PROMPTS = 0.9  # those beyond this quantile are cut to it
 _LONG = 4.0  # and only where the longest is so many times as long
 
@@ -160,7 +161,8 @@ def _no_host(prepared: Prepared) -> Prepared:
 def _fleet(prepared: Prepared) -> Iterator[Relaxation]:
     scenario = prepared.loaded.scenario
     hardware, fleet = scenario.hardware, scenario.fleet
-    if 1 < hardware.replicas == hardware.num_simulated and hardware.router != _BALANCING:
+    is_whole = hardware.num_simulated == hardware.replicas
+    if scenario.num_replicas > 1 and is_whole and hardware.router != _BALANCING:
         router = {"hardware": hardware.model_copy(update={"router": _BALANCING})}
         yield Relaxation(
             "router", "router", f"a router that balances ({_BALANCING})", lambda of: _with(of, router)
@@ -168,6 +170,11 @@ def _fleet(prepared: Prepared) -> Iterator[Relaxation]:
     if fleet is not None and fleet.failures:
         healthy = {"fleet": fleet.model_copy(update={"failures": ()})}
         yield Relaxation("failure", "failure", "no replica fails", lambda of: _with(of, healthy))
+    if fleet is not None and fleet.kv_link not in (None, _FASTEST_LINK):
+        linked = {"fleet": fleet.model_copy(update={"kv_link": _FASTEST_LINK})}
+        yield Relaxation(
+            "kv_link", "kv_link", f"KV caches moved over {_FASTEST_LINK}", lambda of: _with(of, linked)
+        )
 
 
 def _with(prepared: Prepared, update: Mapping[str, object]) -> Prepared:

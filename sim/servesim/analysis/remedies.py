@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from servesim.analysis.simulation import Prepared
+from servesim.config.fleet import FleetConfig
 from servesim.config.load import LoadedScenario, parse
 from servesim.config.scenario import OperatorStepTime, Scenario
 from servesim.cost.host import host_profile
@@ -16,6 +17,7 @@ __all__ = ["Remedy", "applied", "remedies_of"]
 
 _MEMORY_UTILIZATION = 0.95
 _LATEST = "0.33"
+_FAST_LINK = "infiniband-ndr"
 _BETTER_GPUS = ("h100-sxm", "h200-sxm", "b200")
 _FEWEST_TOKENS = 256
 _LARGE_FLEET = 8  # where one replica more changes little
@@ -28,6 +30,8 @@ class Remedy:
 
     settings: Mapping[str, Any]
     kind: Literal["setting", "purchase"] = "setting"
+    has_price: bool = True
+    """Whether the GPUs' prices tell what it costs."""
 
     @property
     def text(self) -> str:
@@ -130,9 +134,9 @@ def _host(prepared: Prepared) -> Iterator[Remedy]:
 
 
 def _routing(prepared: Prepared) -> Iterator[Remedy]:
-    """Another router, and the same GPUs in more or fewer replicas."""
-    hardware, degree = prepared.loaded.scenario.hardware, prepared.engine.tensor_parallel_size
-    count = hardware.replicas
+    """Another router, and the same GPUs in other replicas."""
+    scenario, degree = prepared.loaded.scenario, prepared.engine.tensor_parallel_size
+    hardware, count = scenario.hardware, scenario.num_replicas
     if count > 1:
         routers = ["least-outstanding"]
         if prepared.engine.enable_prefix_caching:
@@ -140,18 +144,44 @@ def _routing(prepared: Prepared) -> Iterator[Remedy]:
         for router in routers:
             if hardware.router != router:
                 yield Remedy({"hardware.router": router})
+    if scenario.fleet is not None and scenario.fleet.pools:
+        yield from _regrouped(scenario.fleet)
+        return
     if degree % 2 == 0:
         yield Remedy({"engine.tensor_parallel_size": degree // 2, "hardware.replicas": count * 2})
     if count % 2 == 0:
         yield Remedy({"engine.tensor_parallel_size": degree * 2, "hardware.replicas": count // 2})
 
 
+def _regrouped(fleet: FleetConfig) -> Iterator[Remedy]:
+    """Replicas moved between prefill and decode, and replicas that do both."""
+    if not fleet.is_disaggregated:
+        return
+    for source, giving in fleet.pools.items():
+        for target, taking in fleet.pools.items():
+            if giving.serves != taking.serves and giving.replicas > 1:
+                yield Remedy(
+                    {
+                        f"fleet.pools.{source}.replicas": giving.replicas - 1,
+                        f"fleet.pools.{target}.replicas": taking.replicas + 1,
+                    }
+                )
+    if all(pool.gpu is None and pool.engine is None for pool in fleet.pools.values()):
+        yield Remedy({"fleet": None, "hardware.replicas": fleet.num_replicas})
+
+
 def _purchases(prepared: Prepared) -> Iterator[Remedy]:
-    engine, gpu = prepared.engine, prepared.gpu
-    degree, count = engine.tensor_parallel_size, prepared.loaded.scenario.hardware.replicas
-    yield Remedy({"hardware.replicas": count + 1}, "purchase")
-    if count >= _LARGE_FLEET:
-        yield Remedy({"hardware.replicas": math.ceil(count * _LARGER)}, "purchase")
+    engine, gpu, scenario = prepared.engine, prepared.gpu, prepared.loaded.scenario
+    degree, count, fleet = engine.tensor_parallel_size, scenario.hardware.replicas, scenario.fleet
+    if fleet is not None and fleet.pools:
+        for name, pool in fleet.pools.items():
+            yield Remedy({f"fleet.pools.{name}.replicas": pool.replicas + 1}, "purchase")
+        if fleet.kv_link is not None and _is_faster(prepared, _FAST_LINK, fleet.kv_link):
+            yield Remedy({"fleet.kv_link": _FAST_LINK}, "purchase", has_price=False)
+    else:
+        yield Remedy({"hardware.replicas": count + 1}, "purchase")
+        if count >= _LARGE_FLEET:
+            yield Remedy({"hardware.replicas": math.ceil(count * _LARGER)}, "purchase")
     yield Remedy({"engine.tensor_parallel_size": degree * 2}, "purchase")
     for share in (2, 4):
         if degree >= share:
@@ -168,5 +198,19 @@ def _bandwidth_of(prepared: Prepared, name: str) -> float:
     return load_gpu(prepared.loaded.find("gpus", name)).hbm_bandwidth_bytes_per_s
 
 
+def _is_faster(prepared: Prepared, link: str, other: str) -> bool:
+    from servesim.config.link import load_link
+
+    rates = (
+        load_link(prepared.loaded.find("links", name)).replica_bytes_per_s(
+            prepared.engine.tensor_parallel_size * prepared.engine.pipeline_parallel_size
+        )
+        for name in (link, other)
+    )
+    return next(rates) > next(rates)
+
+
 def _written(value: Any) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from servesim.analysis.fleet import serve_fleet
+from servesim.analysis.fleet import serve_fleet, serve_pools
 from servesim.analysis.prepared import Prepared, Watch, build_replica, prepare
 from servesim.analysis.run import Run
 from servesim.cost.first_calls import after
@@ -38,12 +38,18 @@ def run_prepared(
     step_time = after(step_time, prepared.rows_met)
     resolved = loaded.scenario.model_copy(update={"engine": engine})
     depth = 2 if engine.async_scheduling else 1
-    if loaded.scenario.hardware.replicas > 1 or loaded.scenario.fleet is not None:
+    fleet = loaded.scenario.fleet
+    if loaded.scenario.num_replicas > 1 or fleet is not None:
         if step_trace or observe:
             what = "a step trace" if step_trace else "a memory map"
             step = "set hardware.replicas=1 and fleet=null, and give that replica its share of the traffic"
             problem = Problem(f"{what} is of one engine", path="hardware.replicas", next_step=step)
             raise ConfigError(problem)
+        if fleet is not None and fleet.pools:
+            log, pools = serve_pools(prepared, on_end=on_end, stop=stop, watch=watch)
+            first = pools[0]
+            resolved = loaded.scenario.model_copy(update={"engine": first.engine})
+            return Run(resolved, first.gpu, prepared.model, first.memory, log, pools)
         log = serve_fleet(prepared, step_time, on_end=on_end, stop=stop, watch=watch)
         return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)
     observed = observe is not None
@@ -57,7 +63,7 @@ def run_prepared(
     if step_trace is not None:
         step_trace(trace_head(engine.version, resolved.model_dump(mode="json")))
         recorder = trace_steps(scheduler, step_trace, accept)
-    watched = watch(0, scheduler, step_time) if watch else step_time
+    watched = watch(0, engine, scheduler, step_time) if watch else step_time
     log = simulate(prepared.workload, scheduler, watched, pipeline_depth=depth, on_end=on_end, stop=stop)
     if step_trace is not None and recorder is not None:
         step_trace({"summary": recorder.summary()})

@@ -12,7 +12,7 @@ from servesim.analysis.distribution import Distribution
 if TYPE_CHECKING:
     from servesim.cost.memory import MemoryBudget
 
-__all__ = ["FleetUse", "KvUse", "Load", "SloCheck", "Speculation", "Summary"]
+__all__ = ["FleetUse", "KvUse", "Load", "PoolUse", "SloCheck", "Speculation", "Summary", "TransferUse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,38 @@ class Speculation:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolUse:
+    """How full the replicas of one pool were, on average over them and over time."""
+
+    name: str
+    serves: str
+    replicas: int
+    gpu: str
+    num_gpus: int
+    """Of the whole pool."""
+    requests: int
+    """That began there; in pools that serve decode, that came from those that serve prefill."""
+    busy_share: float
+    mean_running: float
+    mean_waiting: float
+    kv_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class TransferUse:
+    """The KV caches that went over the link; all three are seconds of one request."""
+
+    count: int
+    link: str
+    blocks_wait: Distribution
+    """From the end of the prompt until the decoding replica had blocks for it."""
+    link_wait: Distribution
+    """From then until both ports were free."""
+    time: Distribution
+    """On the link."""
+
+
+@dataclass(frozen=True, slots=True)
 class FleetUse:
     """What happened to the replicas of a fleet, and to requests because of it."""
 
@@ -138,6 +170,10 @@ class FleetUse:
     lost: int
     wasted_tokens: int
     """Output tokens of aborted requests, thrown away."""
+    pools: tuple[PoolUse, ...] = ()
+    """Where they differ."""
+    transfers: TransferUse | None = None
+    """Where prompts and outputs are computed by different replicas."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from servesim.analysis.attribution import Attribution, Watched, attribute, colum
 from servesim.analysis.comebacks import returns_s
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, run_prepared
+from servesim.config.scenario import EngineConfig
 from servesim.cost.step_time import StepTime
 from servesim.engine.events import Log
 from servesim.engine.residence import Residence, note_residence, residence_of_lives
@@ -22,6 +23,7 @@ __all__ = ["watched_run"]
 class _Life(NamedTuple):
     """An engine of a replica: the first, or the one after a failure."""
 
+    engine: EngineConfig
     residence: Residence
     scheduler: Scheduler
     law: StepTime
@@ -34,13 +36,13 @@ def watched_run(prepared: Prepared, **options: Any) -> tuple[Run, Callable[[], A
     """
     lives: dict[int, list[_Life]] = {}
 
-    def watch(replica: int, scheduler: Scheduler, law: StepTime) -> StepTime:
-        lives.setdefault(replica, []).append(_Life(note_residence(scheduler), scheduler, law))
+    def watch(replica: int, engine: EngineConfig, scheduler: Scheduler, law: StepTime) -> StepTime:
+        lives.setdefault(replica, []).append(_Life(engine, note_residence(scheduler), scheduler, law))
         return law
 
     def attributed() -> Attribution:
         engines = [
-            Watched(prepared.engine, _residence(run.log, replica, of), of[0].law)
+            Watched(of[0].engine, _residence(run.log, replica, of), of[0].law)
             for replica, of in sorted(lives.items())
         ]
         return attribute(run.log, engines)

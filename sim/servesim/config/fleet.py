@@ -1,4 +1,4 @@
-"""What may happen to the replicas of a fleet."""
+"""The replicas of a fleet that differ, and what may happen to them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from servesim.config.engine import EngineConfig
 from servesim.config.record import Record, RuleError
 
-__all__ = ["FailureConfig", "FleetConfig"]
+__all__ = ["FailureConfig", "FleetConfig", "PoolConfig"]
+
+
+class PoolConfig(Record):
+    """Equal replicas of a fleet."""
+
+    replicas: int = Field(default=1, ge=1, le=10_000)
+    serves: Literal["all", "prefill", "decode"] = "all"
+    """prefill: computes prompts; decode: pulls their KV cache over fleet.kv_link, generates outputs."""
+    gpu: str | None = None
+    """Name of a file in hardware/gpus, or a path to one; empty takes hardware.gpu."""
+    engine: EngineConfig | None = None
+    """Settings that differ from those of the scenario's engine."""
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    """How much each of these replicas is meant for, beside one of weight 1: round-robin and random send it
+    that many times as many requests, the others let it have that many times as much."""
 
 
 class FailureConfig(Record):
@@ -24,12 +40,61 @@ class FailureConfig(Record):
 
 
 class FleetConfig(Record):
-    """What happens to replicas while they serve (docs/fleets.md)."""
+    """Pools of replicas that differ, and what happens to replicas while they serve (docs/fleets.md)."""
 
+    pools: dict[str, PoolConfig] = Field(default_factory=dict)
+    """By name, instead of hardware.replicas equal ones."""
+    kv_link: str | None = None
+    """Name of a file in hardware/links, or a path to one: over it the KV cache of a prompt goes from the
+    replica that computed it to one that serves decode."""
     failures: tuple[FailureConfig, ...] = ()
     in_flight: Literal["retry", "lose"] = "retry"
     """What becomes of the requests of a replica that fails. retry: the router sends them to another one,
     which begins with their prompts; latencies count from the first arrival. lose: they end in an error."""
+
+    @property
+    def num_replicas(self) -> int:
+        """Of all pools."""
+        return sum(pool.replicas for pool in self.pools.values())
+
+    @property
+    def is_disaggregated(self) -> bool:
+        """Prompts and outputs are computed by different replicas."""
+        return any(pool.serves != "all" for pool in self.pools.values())
+
+    @model_validator(mode="after")
+    def _disaggregates_whole(self) -> FleetConfig:
+        if not self.is_disaggregated:
+            if self.kv_link is not None:
+                raise RuleError(
+                    "needs pools that serve prefill and decode",
+                    path=("kv_link",),
+                    next_step="remove it, or say serves: prefill and serves: decode in fleet.pools",
+                )
+            return self
+        have = {pool.serves for pool in self.pools.values()}
+        if have != {"prefill", "decode"}:
+            missing = " and ".join(sorted({"prefill", "decode"} - have)) or "nobody beside them"
+            raise RuleError(
+                f"pools that serve prefill or decode need both kinds and no other; missing: {missing}"
+                if have < {"prefill", "decode"}
+                else "pools that serve all do not go with pools that serve prefill or decode",
+                path=("pools",),
+                next_step="give every pool serves: prefill or serves: decode",
+            )
+        if self.kv_link is None:
+            raise RuleError(
+                "is missing: the KV cache of every prompt is pulled over it",
+                path=("kv_link",),
+                next_step="see `servesim list links`, or give the path of a file",
+            )
+        if self.failures:
+            raise RuleError(
+                "do not go with pools that serve prefill and decode",
+                path=("failures",),
+                next_step="remove them, or let the pools serve all",
+            )
+        return self
 
     @model_validator(mode="after")
     def _fails_once_at_a_time(self) -> FleetConfig:

@@ -49,6 +49,14 @@ class Rows:
         part._ready()
         return part
 
+    def put(self, **columns: NDArray[Any]) -> None:
+        """Replace columns; ``pack`` and ``write`` are others after that."""
+        table = np.frombuffer(bytes(self._bytes), dtype=self._row).copy()
+        for name, values in columns.items():
+            table[name] = values
+        self._bytes = bytearray(table.tobytes())
+        self._ready()
+
     def beside(self, others: Sequence[Self]) -> Self:
         """A log of this replica and of others like it."""
         whole, logs = copy(self), (self, *others)
@@ -110,13 +118,22 @@ class StepLog(Rows):
     # KV cache after scheduling the first step, in token slots; all but kv_logical add up to the pool.
     # The same with end_ before it: after scheduling the last step of the row.
     classes = tuple(f"kv_{name}" for name in Usage._fields)
-    integers = (*counts, *classes, *(f"end_{name}" for name in classes))
+    _class_columns = (*classes, *(f"end_{name}" for name in classes))
+    integers = (*counts, *_class_columns)
 
     def __init__(self, account: Account | None = None, num_levels: int = 0) -> None:
         self._account = account
         self._num_levels = 2 + num_levels if account else len(Usage._fields)
         levels = tuple(f"level_{i}" for i in range(2 * self._num_levels))
         super().__init__(self.floats, (*self.counts, *levels))
+
+    def without_account(self) -> StepLog:
+        """The same rows with the classes of the pool instead of the KV manager's counts."""
+        plain, columns = StepLog(), self.columns
+        plain._bytes = bytearray(len(self) * plain._row.itemsize)
+        levels = {f"level_{i}": columns[name] for i, name in enumerate(self._class_columns)}
+        plain.put(**{name: columns[name] for name in (*self.floats, *self.counts)}, **levels)
+        return plain
 
     def _read(self) -> dict[str, NDArray[Any]]:
         columns = super()._read()
@@ -154,6 +171,11 @@ class FleetLog:
         self.aborts = Rows(("at_s",), ("index", "replica", "generated_tokens"))
         """Requests that a failing replica did not finish, with the tokens that it had yielded; they were sent
         to another one, or lost."""
+        self.transfers = Rows(
+            ("prefilled_s", "asked_s", "begun_s", "done_s"), ("index", "source", "target", "num_tokens")
+        )
+        """KV caches of prompts: computed by replica ``source``, blocks found for them by ``target``
+        (``asked_s``), on the link from ``begun_s`` on."""
 
 
 class Log:
@@ -180,10 +202,14 @@ class Log:
         """What happened to replicas, where that is described."""
 
     @classmethod
-    def of_fleet(cls, logs: Sequence[Log], fleet: FleetLog | None = None) -> Log:
-        """The log of several replicas: their rows one after another, their counters added up."""
+    def of_fleet(cls, logs: Sequence[Log], fleet: FleetLog | None = None, *, alike: bool = True) -> Log:
+        """The log of several replicas: their rows one after another, their counters added up.
+
+        ``alike``: their KV pools are equal.
+        """
         whole, (first, *others) = cls(), logs
-        whole.steps = first.steps.beside([one.steps for one in others])
+        steps = [log.steps if alike else log.steps.without_account() for log in logs]
+        whole.steps = steps[0].beside(steps[1:])
         whole.requests = first.requests.beside([one.requests for one in others])
         counters = Counter[str]()
         for log in logs:

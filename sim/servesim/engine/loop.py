@@ -137,7 +137,7 @@ class Engine:
     ends or is refused.
 
     The engine keeps its own clock and lets simulated time catch up only when something that may matter to it
-    is due before its step ends: ``next_event_s()`` is when.
+    is due before its step ends: ``next_event_s()`` is when. ``cruises``: it may plan without saying when.
     """
 
     def __init__(
@@ -151,6 +151,7 @@ class Engine:
         next_event_s: Callable[[], float],
         on_end: Callable[[Request, float], None],
         stop: Callable[[], bool],
+        cruises: bool = True,
     ) -> None:
         self._env = env
         self._scheduler = scheduler
@@ -164,12 +165,17 @@ class Engine:
         self._idle: simpy.Event | None = None
         self._ledger = Ledger(scheduler, log, on_end)
         self._cruise = None
-        if step_time.windows == (None,):
+        if step_time.windows == (None,) and cruises:
             self._cruise = Cruise(
                 scheduler, step_time, log, self._ledger, pipeline_depth - 1,
                 self._set_pace, next_event_s, lambda time_s: env.timeout(time_s - env.now), stop,
             )  # fmt: skip
         self.process = env.process(self._serve())
+
+    @property
+    def now_s(self) -> float:
+        """Its own clock, when the scheduler plans: at or after simulated time."""
+        return self._now_s
 
     def submit(self, request: Request) -> None:
         """A request arrives now."""

@@ -5,7 +5,9 @@ A policy is asked at the instant at which a request arrives, and sees the replic
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from servesim.config.scenario import Router
@@ -32,13 +34,16 @@ _MOST_RATIO = 1.5
 class Members:
     """The replicas among which a router chooses, by number; a closed one gets no requests.
 
+    ``weights`` say how many requests each is meant for, beside the others; with 0 it is no member.
     ``schedulers`` are needed by routers that look at the replicas.
     """
 
-    def __init__(self, count: int) -> None:
-        self.schedulers: list[Any] = [None] * count
-        self.open = list(range(count))
-        self.lives = [0] * count
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = list(weights)
+        self.are_equal = len({weight for weight in weights if weight}) < 2
+        self.schedulers: list[Any] = [None] * len(self.weights)
+        self.open = [number for number, weight in enumerate(weights) if weight]
+        self.lives = [0] * len(self.weights)
         """How often each has begun anew, with an empty cache."""
 
     def join(self, number: int, scheduler: Scheduler) -> None:
@@ -59,9 +64,7 @@ def build_route(router: Router, members: Members, seed: int) -> Route:
         case "round-robin":
             return _RoundRobin(members)
         case "random":
-            stream = Stream(seed, "routing")
-            draws = Column[float](stream.uniforms)
-            return lambda request: members.open[int(draws[request.index] * len(members.open))]
+            return _Random(members, seed)
         case "least-outstanding":
             return _Least(members, _outstanding)
         case "least-kv":
@@ -85,29 +88,59 @@ def _held_tokens(scheduler: Scheduler) -> int:
     return usage.tokens + usage.reserved + usage.internal + usage.round_up
 
 
+class _Random:
+    """Any, as often as it is meant to."""
+
+    def __init__(self, members: Members, seed: int) -> None:
+        self._members = members
+        self._draws = Column[float](Stream(seed, "routing").uniforms)
+
+    def __call__(self, request: Request) -> int:
+        members, draw = self._members, self._draws[request.index]
+        if members.are_equal:
+            return members.open[int(draw * len(members.open))]
+        sums = list(accumulate(members.weights[one] for one in members.open))
+        return members.open[bisect_right(sums, draw * sums[-1])]
+
+
 class _RoundRobin:
-    """Each in turn."""
+    """Each in turn; with weights the one that is farthest behind its share (as nginx does it)."""
 
     def __init__(self, members: Members) -> None:
         self._members, self._next = members, 0
+        self._credit = [0.0] * len(members.weights)
 
     def __call__(self, request: Request) -> int:
+        if not self._members.are_equal:
+            return self._by_weight()
         chosen, count = self._next, len(self._members.schedulers)
         if len(self._members.open) < count:
             chosen = _first_from(chosen, self._members.open)
         self._next = (chosen + 1) % count
         return chosen
 
+    def _by_weight(self) -> int:
+        members, credit = self._members, self._credit
+        for one in members.open:
+            credit[one] += members.weights[one]
+        chosen = max(members.open, key=lambda one: credit[one])
+        credit[chosen] -= sum(members.weights[one] for one in members.open)
+        return chosen
+
 
 class _Least:
-    """The replica with the least of something; of equals the next in turn, so that none is preferred."""
+    """The replica with the least of something for its weight; of equals the next in turn, so that none is
+    preferred."""
 
     def __init__(self, members: Members, amount: Callable[[Scheduler], int]) -> None:
         self._members, self._amount, self._next = members, amount, 0
 
     def __call__(self, request: Request) -> int:
         members, schedulers = self._members, self._members.schedulers
-        amounts = [self._amount(schedulers[one]) for one in members.open]
+        amounts: list[float] = [self._amount(schedulers[one]) for one in members.open]
+        if not members.are_equal:
+            shares = zip(members.open, amounts, strict=True)
+            amounts = [(amount + 1) / members.weights[one] for one, amount in shares]
         least = min(amounts)
         equals = [one for one, amount in zip(members.open, amounts, strict=True) if amount == least]
         chosen = _first_from(self._next, equals)

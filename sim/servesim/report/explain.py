@@ -40,9 +40,12 @@ def explanation_text(of: Explanation) -> str:
 def about(of: Explanation) -> str:
     """Whose tail it is."""
     tail = of.attribution.metric_s(of.metric)[of.tail]
-    by = f" by {len(of.replicas)} replicas" if of.replicas else ""
+    scenario = of.loaded.scenario
+    pools = scenario.fleet is not None and scenario.fleet.pools
+    count = scenario.num_replicas if pools else scenario.hardware.num_simulated
+    by = f" by {count:,} replicas" if count > 1 else ""
     return (
-        f"{of.loaded.scenario.name}: {of.figures.completed:,} requests{by}. The tail: {len(of.tail):,} of "
+        f"{scenario.name}: {of.figures.completed:,} requests{by}. The tail: {len(of.tail):,} of "
         f"them, {format_seconds(tail.min())} to {format_seconds(tail.max())}"
     )
 

@@ -102,6 +102,11 @@ CAUSE_WORDS: dict[str, tuple[str, str, str]] = {
         "its requests began anew elsewhere, and the replicas that were left had its share of the load, too",
         "keep a replica more than the load needs, or headroom in each",
     ),
+    "kv_link": (
+        "the link between prefill and decode",
+        "the KV cache of every prompt goes from the replica that computed it to the one that decodes",
+        "use a faster link, fewer bytes (fp8 KV cache), or replicas that do both",
+    ),
     "batch": (
         "static batching",
         "a batch ends with its longest request, and the next one begins only then",
