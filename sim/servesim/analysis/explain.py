@@ -81,8 +81,8 @@ class Explanation:
 
     @property
     def candidates(self) -> list[Trial]:
-        """The few settings and purchases with which an SLO that is missed is kept, the cheapest first, then
-        those that help most for what they cost."""
+        """The few settings and purchases with which an SLO that is missed is kept, the cheapest first, of
+        equals what leaves the answers alone; then those that help most for what they cost."""
         helping = [one for one in self.ranked if one.change(self.metric, self.figures) < -HELPS]
         helping.sort(key=self._order)
         by_kind = [[one for one in helping if one.kind == kind] for kind in ("setting", "purchase")]
@@ -109,10 +109,12 @@ class Explanation:
         limit_s: float | None = getattr(self.loaded.scenario.slo, f"{self.metric}_p99_s")
         return limit_s
 
-    def _order(self, one: Trial) -> tuple[bool, float, float]:
+    def _order(self, one: Trial) -> tuple[bool, float, bool, float]:
         limit_s = self.limit_s
         mends = limit_s is not None and getattr(one.figures, self.metric) <= limit_s < self.value_s
-        return not mends, (self.extra_usd_per_hour(one) or 0.0) if mends else 0.0, self._balance(one)
+        if not mends:
+            return True, 0.0, False, self._balance(one)
+        return False, self.extra_usd_per_hour(one) or 0.0, one.rounds, self._balance(one)
 
     def _balance(self, one: Trial) -> float:
         """Logarithms: what the figure becomes, the worst rise of a percentile, the rise of the price."""

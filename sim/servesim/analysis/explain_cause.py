@@ -74,7 +74,9 @@ def cause_of(
         if cause == "batch":
             return cause
         if cause == "prompts":
-            return max(_PROMPT_CAUSES, key=lambda one: saved.get(one, 0.0))
+            own = excess[PARTS.index("prefill")] > _MOST * excess.sum()  # the slow ones are the long ones
+            told = [one for one in _PROMPT_CAUSES if not (own and one == "oversize")]
+            return max(told, key=lambda one: saved.get(one, 0.0))
         if cause == "interference" and saved.get("oversize", 0.0) >= 0.5 * saved.get(cause, 0.0) > 0:
             return "oversize"
         if saved.get(cause, 0.0) >= _TELLS:

@@ -60,6 +60,11 @@ class Trial:
     usd_per_hour: float | None = None
     """Price of the GPUs; None for what cannot be bought, and where a GPU's file gives no price."""
 
+    @property
+    def rounds(self) -> bool:
+        """Whether it changes the answers, which is not simulated."""
+        return "=fp8" in self.key
+
     def change(self, metric: str, base: Figures) -> float:
         """Share by which the figure moves; NaN when it could not be tried."""
         if self.figures is None:

@@ -122,7 +122,7 @@ def _effect(of: Explanation, one: Trial) -> str:
     again = of.checked.get(one.key, math.nan)
     text += f"; on other requests {percent(again)})" if math.isfinite(again) else ")"
     text += _cost(of, one)
-    return text + (". It rounds: check the quality of the answers" if "=fp8" in one.label else "")
+    return text + (". It rounds: check the quality of the answers" if one.rounds else "")
 
 
 def _cost(of: Explanation, one: Trial) -> str:

@@ -84,7 +84,7 @@ CAUSE_WORDS: dict[str, tuple[str, str, str]] = {
     ),
     "oversize": (
         "oversize prompts",
-        "a few prompts are far longer than the rest, and the others wait beside them or behind them",
+        "a few prompts are far longer than the rest: they take long, and others wait beside them or behind them",
         "smaller chunks, or replicas of their own for long prompts",
     ),
     "compute": (
