@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servesim.analysis.timeline import KV_CLASSES
-from servesim.config.fleet import FailureConfig, FleetConfig
+from servesim.config.fleet import AutoscalerConfig, FailureConfig, FleetConfig
 from servesim.config.scenario import Router
 from servesim.engine.disaggregation import DecodeScheduler, PrefillScheduler
 from servesim.engine.events import Log
@@ -64,7 +64,9 @@ def failures(draw: st.DrawFn, replicas: int) -> tuple[FailureConfig, ...]:
 class Served:
     """A case served by several equal replicas, with the schedulers that did it."""
 
-    def __init__(self, case: Case, router: Router, replicas: int, fleet: FleetConfig) -> None:
+    def __init__(
+        self, case: Case, router: Router, replicas: int, fleet: FleetConfig, num_at_begin: int | None = None
+    ) -> None:
         self.schedulers: list[CheckedScheduler] = []
 
         def make() -> Replica:
@@ -81,6 +83,7 @@ class Served:
             [Site(make, case.pipeline_depth)] * replicas,
             lambda members: build_route(router, members, 1),
             events=fleet,
+            num_at_begin=num_at_begin,
             stop=stop,
         )
 
@@ -154,6 +157,42 @@ def _check_time(log: Log, replicas: int) -> None:
                 lives.add(life)
                 assert row["kv_cached"] == 0, "F3: it comes back with an empty cache"
                 assert row["kv_tokens"] <= row["prefill_tokens"] + row["decodes"], "F3"
+
+
+@settings(max_examples=200, deadline=None, report_multiple_bugs=False)
+@given(
+    cases(),
+    st.sampled_from(ROUTERS),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.tuples(st.integers(20, 400), st.integers(0, 400), st.integers(0, 400)),
+)
+def test_replicas_come_and_go(
+    case: Case, router: Router, most: int, target: int, times: tuple[int, int, int]
+) -> None:
+    """F1 and F4, and: a replica computes only while it is paid for and up, and at least one always serves."""
+    interval_s, startup_s, cooldown_s = (ticks * TICK_S for ticks in times)
+    rule = AutoscalerConfig(
+        max_replicas=most, target=target, interval_s=interval_s, startup_s=startup_s, cooldown_s=cooldown_s
+    )
+    served = Served(case, router, most, FleetConfig(autoscaler=rule), num_at_begin=1)
+    log = served.log
+    assert log.fleet is not None
+    requests, spans = rows_of(log.requests), rows_of(log.fleet.spans)
+    expected = [r.index for r in case.starts] + [after.index for _, after in case.chains]
+    assert sorted(row["index"] for row in requests) == sorted(expected), "F1"
+    generated = sum(row["generated_tokens"] for row in requests)
+    assert int(log.steps.columns["steps"] @ log.steps.columns["outputs"]) == generated, "F4"
+    ends = np.cumsum((0, *log.steps.parts))
+    for number in range(most):
+        mine = [one for one in spans if one["replica"] == number]
+        for row in rows_of(log.steps)[ends[number] : ends[number + 1]]:
+            assert any(
+                one["ready_s"] <= row["start_s"] and not one["gone_s"] < row["start_s"] for one in mine
+            ), "a step of a replica that is not there"
+    assert any(isnan(one["gone_s"]) for one in spans), "one is there at the end"
+    for one in spans:
+        assert one["ready_s"] == one["ordered_s"] + (startup_s if one["ordered_s"] else 0)
 
 
 # ---- prompts and outputs computed by different replicas -----------------------------------------------

@@ -44,9 +44,11 @@ def returns_s(log: Log, replica: int) -> Floats:
     """The instants at which a replica began anew, with an empty cache."""
     if log.fleet is None:
         return np.zeros(0)
-    failures = log.fleet.failures.columns
+    failures, spans = log.fleet.failures.columns, log.fleet.spans.columns
     back_s = failures["back_s"][failures["replica"] == replica]
-    return np.sort(back_s[np.isfinite(back_s)])
+    if len(back_s):  # nobody who fails is given back
+        return np.sort(back_s[np.isfinite(back_s)])
+    return np.sort(spans["ready_s"][spans["replica"] == replica])[1:]
 
 
 def handed_over_s(log: Log, replica: int, requests: dict[str, NDArray[Any]]) -> Floats:

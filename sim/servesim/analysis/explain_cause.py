@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 CAUSES = (
     "kv", "slots", "interference", "host", "bandwidth", "link", "cold_cache", "bursty", "oversize", "compute",
     "batch", "router", "failure", "kv_link",
+    "autoscaler",
 )  # fmt: skip
 """What can be the matter; report/explain.py has the words."""
 
@@ -86,8 +87,9 @@ def cause_of(
 
 def _from_outside(largest: str, saved: Mapping[str, float], variation: float) -> str | None:
     """What happens to an engine that would do otherwise: its share of the traffic, and when that comes."""
-    if saved.get("failure", 0.0) >= _MOST:
-        return "failure"
+    for event in ("failure", "autoscaler"):
+        if saved.get(event, 0.0) >= _MOST:
+            return event
     own = max(saved.get(one, 0.0) for one in (_PROMPT_CAUSES if largest == "prompts" else (largest,)))
     if saved.get("router", 0.0) >= max(_MOST, _AS_GOOD * own):
         return "router"

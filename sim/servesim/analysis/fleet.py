@@ -64,11 +64,13 @@ def serve_fleet(
             for number, part in enumerate(parts)
         ]
         return Log.of_fleet(logs)
+    sites = count if scenario.fleet is None else scenario.num_replicas
     return simulate_fleet(
         workload,
-        [Site(partial(make, number), depth) for number in range(count)],
+        [Site(partial(make, number), depth) for number in range(sites)],
         router,
         events=scenario.fleet,
+        num_at_begin=count,
         waits_for_nothing=waits_for_nothing,
         on_end=on_end,
         stop=stop,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from servesim.analysis.distribution import distribution
 from servesim.analysis.run import Run
-from servesim.analysis.summary import FleetUse, PoolUse, TransferUse
+from servesim.analysis.summary import FleetUse, PoolUse, ScaleUse, TransferUse
 from servesim.analysis.timeline import KV_CLASSES, Timeline
 from servesim.engine.events import FleetLog, Log
 
@@ -36,7 +36,29 @@ def fleet_use(run: Run, line: Timeline, begin_s: float, end_s: float) -> FleetUs
         lost=len(lost),
         wasted_tokens=int(aborts["generated_tokens"].sum()),
         pools=tuple(_pools(run, line)),
+        scaling=_scaling(run, begin_s, end_s),
         transfers=_transfers(log, link) if (link := _link(run)) else None,
+    )
+
+
+def _scaling(run: Run, begin_s: float, end_s: float) -> ScaleUse | None:
+    assert run.log.fleet is not None
+    if run.scenario.fleet is None or run.scenario.fleet.autoscaler is None:
+        return None
+    spans, engine, span_s = run.log.fleet.spans.columns, run.scenario.engine, end_s - begin_s
+    gone_s = np.where(np.isnan(spans["gone_s"]), end_s, spans["gone_s"]).clip(begin_s, end_s)
+    paid_s = float((gone_s - spans["ordered_s"].clip(begin_s, end_s)).sum())
+    ready_s = spans["ready_s"].clip(begin_s, end_s)
+    gpu_hours = paid_s / 3600 * engine.tensor_parallel_size * engine.pipeline_parallel_size
+    price_usd = run.gpu.price_per_hour_usd
+    serving = [int(((ready_s <= at) & (at < gone_s)).sum()) for at in ready_s]
+    return ScaleUse(
+        gpu_hours=gpu_hours,
+        cost_usd=None if price_usd is None else price_usd * gpu_hours,
+        mean_paid=paid_s / span_s if span_s > 0 else float("nan"),
+        mean_serving=float((gone_s - ready_s).sum()) / span_s if span_s > 0 else float("nan"),
+        peak_serving=max(serving, default=0),
+        orders=int((spans["ordered_s"] > 0).sum()),
     )
 
 

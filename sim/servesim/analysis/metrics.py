@@ -107,6 +107,9 @@ def summarise(run: Run) -> Summary:
         memory=run.memory,
         warnings=(),
     )
+    scaling = summary.fleet.scaling if summary.fleet else None
+    if scaling is not None and scaling.cost_usd is not None and duration_s > 0:
+        summary = replace(summary, price_per_hour_usd=scaling.cost_usd / duration_s * 3600)
     return replace(summary, warnings=judge(run, summary, line))
 
 
@@ -118,7 +121,7 @@ def _gpus(run: Run) -> tuple[int, float | None]:
         prices = [pool.gpu.price_per_hour_usd for pool in run.pools]
         total = sum((price or 0.0) * count for price, count in zip(prices, counts, strict=True))
         return sum(counts), None if None in prices else total
-    num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size * run.scenario.hardware.replicas
+    num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size * run.scenario.num_replicas
     return num_gpus, None if price_usd is None else price_usd * num_gpus
 
 

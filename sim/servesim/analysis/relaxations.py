@@ -170,6 +170,15 @@ def _fleet(prepared: Prepared) -> Iterator[Relaxation]:
     if fleet is not None and fleet.failures:
         healthy = {"fleet": fleet.model_copy(update={"failures": ()})}
         yield Relaxation("failure", "failure", "no replica fails", lambda of: _with(of, healthy))
+    if fleet is not None and fleet.autoscaler is not None:
+        most = fleet.autoscaler.max_replicas
+        full = {
+            "fleet": fleet.model_copy(update={"autoscaler": None}),
+            "hardware": hardware.model_copy(update={"replicas": most}),
+        }
+        yield Relaxation(
+            "autoscaler", "autoscaler", f"all {most} replicas from the begin", lambda of: _with(of, full)
+        )
     if fleet is not None and fleet.kv_link not in (None, _FASTEST_LINK):
         linked = {"fleet": fleet.model_copy(update={"kv_link": _FASTEST_LINK})}
         yield Relaxation(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from servesim.analysis.simulation import Prepared
-from servesim.config.fleet import FleetConfig
+from servesim.config.fleet import AutoscalerConfig, FleetConfig
 from servesim.config.load import LoadedScenario, parse
 from servesim.config.scenario import OperatorStepTime, Scenario
 from servesim.cost.host import host_profile
@@ -22,6 +22,7 @@ _BETTER_GPUS = ("h100-sxm", "h200-sxm", "b200")
 _FEWEST_TOKENS = 256
 _LARGE_FLEET = 8  # where one replica more changes little
 _LARGER = 1.25
+_OFTENER, _SOONER = 3, 1.5  # an autoscaler
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def _routing(prepared: Prepared) -> Iterator[Remedy]:
         for router in routers:
             if hardware.router != router:
                 yield Remedy({"hardware.router": router})
-    if scenario.fleet is not None and scenario.fleet.pools:
+    if scenario.fleet is not None and (scenario.fleet.pools or scenario.fleet.autoscaler):
         yield from _regrouped(scenario.fleet)
         return
     if degree % 2 == 0:
@@ -173,7 +174,9 @@ def _regrouped(fleet: FleetConfig) -> Iterator[Remedy]:
 def _purchases(prepared: Prepared) -> Iterator[Remedy]:
     engine, gpu, scenario = prepared.engine, prepared.gpu, prepared.loaded.scenario
     degree, count, fleet = engine.tensor_parallel_size, scenario.hardware.replicas, scenario.fleet
-    if fleet is not None and fleet.pools:
+    if fleet is not None and fleet.autoscaler is not None:
+        yield from _scaled(fleet.autoscaler, count)
+    elif fleet is not None and fleet.pools:
         for name, pool in fleet.pools.items():
             yield Remedy({f"fleet.pools.{name}.replicas": pool.replicas + 1}, "purchase")
         if fleet.kv_link is not None and _is_faster(prepared, _FAST_LINK, fleet.kv_link):
@@ -190,6 +193,18 @@ def _purchases(prepared: Prepared) -> Iterator[Remedy]:
         better = _bandwidth_of(prepared, name) > gpu.hbm_bandwidth_bytes_per_s
         if better and name != gpu.name:
             yield Remedy({"hardware.gpu": name}, "purchase")
+
+
+def _scaled(scaler: AutoscalerConfig, count: int) -> Iterator[Remedy]:
+    """More replicas, or sooner."""
+    at = "fleet.autoscaler"
+    yield Remedy({f"{at}.interval_s": scaler.interval_s / _OFTENER})
+    yield Remedy({f"{at}.target": scaler.target / _SOONER}, "purchase")
+    yield Remedy({f"{at}.max_replicas": scaler.max_replicas + 1}, "purchase")
+    least = scaler.min_replicas + 1
+    if least <= scaler.max_replicas:
+        at_begin = {} if count >= least else {"hardware.replicas": least}
+        yield Remedy({f"{at}.min_replicas": least, **at_begin}, "purchase")
 
 
 def _bandwidth_of(prepared: Prepared, name: str) -> float:

@@ -12,7 +12,17 @@ from servesim.analysis.distribution import Distribution
 if TYPE_CHECKING:
     from servesim.cost.memory import MemoryBudget
 
-__all__ = ["FleetUse", "KvUse", "Load", "PoolUse", "SloCheck", "Speculation", "Summary", "TransferUse"]
+__all__ = [
+    "FleetUse",
+    "KvUse",
+    "Load",
+    "PoolUse",
+    "ScaleUse",
+    "SloCheck",
+    "Speculation",
+    "Summary",
+    "TransferUse",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +165,22 @@ class TransferUse:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleUse:
+    """What an autoscaler ordered, from the first arrival to the end."""
+
+    gpu_hours: float
+    """From the order for a replica until it is given back."""
+    cost_usd: float | None
+    """None where the GPU's file gives no price."""
+    mean_paid: float
+    """Replicas."""
+    mean_serving: float
+    peak_serving: int
+    orders: int
+    """After the begin."""
+
+
+@dataclass(frozen=True, slots=True)
 class FleetUse:
     """What happened to the replicas of a fleet, and to requests because of it."""
 
@@ -172,6 +198,8 @@ class FleetUse:
     """Output tokens of aborted requests, thrown away."""
     pools: tuple[PoolUse, ...] = ()
     """Where they differ."""
+    scaling: ScaleUse | None = None
+    """Where an autoscaler orders replicas."""
     transfers: TransferUse | None = None
     """Where prompts and outputs are computed by different replicas."""
 

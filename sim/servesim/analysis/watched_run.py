@@ -42,13 +42,20 @@ def watched_run(prepared: Prepared, **options: Any) -> tuple[Run, Callable[[], A
 
     def attributed() -> Attribution:
         engines = [
-            Watched(of[0].engine, _residence(run.log, replica, of), of[0].law)
-            for replica, of in sorted(lives.items())
+            _watched(run.log, replica, lives) for replica in range(max(1, len(run.log.requests.parts)))
         ]
         return attribute(run.log, engines)
 
     run = run_prepared(prepared, watch=watch, **options)
     return run, attributed
+
+
+def _watched(log: Log, replica: int, lives: dict[int, list[_Life]]) -> Watched:
+    of = lives.get(replica)
+    if of is None:  # a replica that was never ordered
+        other = next(iter(lives.values()))[0]
+        return Watched(other.engine, Residence(), other.law)
+    return Watched(of[0].engine, _residence(log, replica, of), of[0].law)
 
 
 def _residence(log: Log, replica: int, lives: list[_Life]) -> Residence:

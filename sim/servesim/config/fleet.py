@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from servesim.config.engine import EngineConfig
 from servesim.config.record import Record, RuleError
 
-__all__ = ["FailureConfig", "FleetConfig", "PoolConfig"]
+__all__ = ["AutoscalerConfig", "FailureConfig", "FleetConfig", "PoolConfig"]
 
 
 class PoolConfig(Record):
@@ -39,6 +39,32 @@ class FailureConfig(Record):
     """How long until it serves again, with an empty cache; empty: never."""
 
 
+class AutoscalerConfig(Record):
+    """A number of replicas that follows the load; hardware.replicas serve at the begin."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(ge=1, le=10_000)
+    metric: Literal["outstanding", "kv_usage"] = "outstanding"
+    """What is counted of every replica: its requests, running or waiting, or the share of its KV pool that is
+    allocated to them."""
+    target: float = Field(gt=0)
+    """How much of it a replica should have."""
+    interval_s: float = Field(default=15.0, gt=0)
+    """Time between two looks."""
+    startup_s: float = Field(default=120.0, ge=0)
+    """From the order for a replica until it serves; its GPUs are paid for from the order on."""
+    cooldown_s: float = Field(default=300.0, ge=0)
+    """Least time between a change of the number and a reduction."""
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> AutoscalerConfig:
+        if self.min_replicas > self.max_replicas:
+            raise RuleError("is above max_replicas", ("min_replicas",), "give the smaller number")
+        if self.metric == "kv_usage" and self.target > 1:
+            raise RuleError("a share of the KV pool is at most 1", ("target",), "write 0.8 for 80 %")
+        return self
+
+
 class FleetConfig(Record):
     """Pools of replicas that differ, and what happens to replicas while they serve (docs/fleets.md)."""
 
@@ -47,6 +73,7 @@ class FleetConfig(Record):
     kv_link: str | None = None
     """Name of a file in hardware/links, or a path to one: over it the KV cache of a prompt goes from the
     replica that computed it to one that serves decode."""
+    autoscaler: AutoscalerConfig | None = None
     failures: tuple[FailureConfig, ...] = ()
     in_flight: Literal["retry", "lose"] = "retry"
     """What becomes of the requests of a replica that fails. retry: the router sends them to another one,
@@ -94,6 +121,13 @@ class FleetConfig(Record):
                 path=("failures",),
                 next_step="remove them, or let the pools serve all",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_equal_replicas(self) -> FleetConfig:
+        for key in ("pools", "failures"):
+            if self.autoscaler is not None and getattr(self, key):
+                raise RuleError(f"does not go with fleet.{key}", ("autoscaler",), "remove one of the two")
         return self
 
     @model_validator(mode="after")

@@ -107,6 +107,13 @@ class Scenario(Record):
                 path=("hardware", "replicas"),
                 next_step="set it to 1, and the numbers of replicas in fleet.pools",
             )
+        scale = self.fleet.autoscaler
+        if scale and not scale.min_replicas <= self.hardware.replicas <= scale.max_replicas:
+            raise RuleError(
+                "is not between min_replicas and max_replicas of fleet.autoscaler",
+                path=("hardware", "replicas"),
+                next_step=f"give {scale.min_replicas} to {scale.max_replicas}, which serve at the begin",
+            )
         if self.hardware.num_simulated < self.hardware.replicas:
             raise RuleError(
                 "does not go with hardware.simulated_replicas (what happens to one concerns the others)",
@@ -145,7 +152,9 @@ class Scenario(Record):
 
     @property
     def num_replicas(self) -> int:
-        """Of the fleet, simulated or not."""
+        """Of the fleet, simulated or not; with an autoscaler the most that there can be."""
+        if self.fleet and self.fleet.autoscaler:
+            return self.fleet.autoscaler.max_replicas
         return self.fleet.num_replicas if self.fleet and self.fleet.pools else self.hardware.replicas
 
     def pool_engine(self, pool: PoolConfig) -> EngineConfig:

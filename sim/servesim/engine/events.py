@@ -49,13 +49,13 @@ class Rows:
         part._ready()
         return part
 
-    def put(self, **columns: NDArray[Any]) -> None:
-        """Replace columns; ``pack`` and ``write`` are others after that."""
-        table = np.frombuffer(bytes(self._bytes), dtype=self._row).copy()
+    def replaced(self, **columns: NDArray[Any]) -> Self:
+        """The same rows with other values in these columns."""
+        rows = self.where(np.ones(len(self), dtype=np.bool_))
+        table = np.frombuffer(rows._bytes, dtype=self._row)
         for name, values in columns.items():
             table[name] = values
-        self._bytes = bytearray(table.tobytes())
-        self._ready()
+        return rows
 
     def beside(self, others: Sequence[Self]) -> Self:
         """A log of this replica and of others like it."""
@@ -130,10 +130,9 @@ class StepLog(Rows):
     def without_account(self) -> StepLog:
         """The same rows with the classes of the pool instead of the KV manager's counts."""
         plain, columns = StepLog(), self.columns
-        plain._bytes = bytearray(len(self) * plain._row.itemsize)
+        plain.write(bytes(len(self) * plain._row.itemsize))
         levels = {f"level_{i}": columns[name] for i, name in enumerate(self._class_columns)}
-        plain.put(**{name: columns[name] for name in (*self.floats, *self.counts)}, **levels)
-        return plain
+        return plain.replaced(**{name: columns[name] for name in (*self.floats, *self.counts)}, **levels)
 
     def _read(self) -> dict[str, NDArray[Any]]:
         columns = super()._read()
@@ -171,6 +170,8 @@ class FleetLog:
         self.aborts = Rows(("at_s",), ("index", "replica", "generated_tokens"))
         """Requests that a failing replica did not finish, with the tokens that it had yielded; they were sent
         to another one, or lost."""
+        self.spans = Rows(("ordered_s", "ready_s", "gone_s"), ("replica",))
+        """When replicas of an autoscaler were paid for and served; NaN: after the end."""
         self.transfers = Rows(
             ("prefilled_s", "asked_s", "begun_s", "done_s"), ("index", "source", "target", "num_tokens")
         )

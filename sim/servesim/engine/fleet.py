@@ -1,4 +1,4 @@
-"""Replicas behind a router, on one clock: they serve, they fail, they come back."""
+"""Replicas behind a router, on one clock: they serve, fail and come back, are ordered and given back."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import simpy
 
 from servesim.config.fleet import FailureConfig, FleetConfig
 from servesim.cost.step_time import StepTime
+from servesim.engine.autoscaler import Autoscaler
 from servesim.engine.events import FleetLog, Log
 from servesim.engine.handover import Handover, KvLink
 from servesim.engine.loop import Engine, Process, Traffic, run_to_end
-from servesim.engine.router import Members, Route
+from servesim.engine.router import Members, Route, outstanding
 from servesim.engine.scheduler import Scheduler
 from servesim.engine.state import RequestState, Status
 from servesim.workload.request import Request, Workload
@@ -50,6 +51,7 @@ def simulate_fleet(
     *,
     events: FleetConfig | None = None,
     link: KvLink | None = None,
+    num_at_begin: int | None = None,
     waits_for_nothing: bool = False,
     on_end: Callable[[float], None] = lambda now_s: None,
     stop: Callable[[], bool] = lambda: False,
@@ -59,9 +61,11 @@ def simulate_fleet(
     ``router(members)`` makes what names the replica that gets a request, at the instant it arrives: every
     step that ended before is committed. ``waits_for_nothing``: no request of the workload waits for another
     one to end, so that engines meet at arrivals only, which is faster; with ``events`` they meet whenever
-    anything happens. Sites that serve prefill and decode need a ``link``.
+    anything happens. Sites that serve prefill and decode need a ``link``. With an autoscaler the first
+    ``num_at_begin`` sites have a replica at the begin.
     """
-    return _Fleet(workload, sites, router, events, link, waits_for_nothing, on_end, stop).run()
+    begin = len(sites) if num_at_begin is None else num_at_begin
+    return _Fleet(workload, sites, router, events, link, begin, waits_for_nothing, on_end, stop).run()
 
 
 class _Place:
@@ -72,7 +76,9 @@ class _Place:
         self.log = Log()
         self.scheduler: Scheduler | None = None
         self.engine: Engine | None = None
-        self.has_failed = False
+        self.is_leaving = False
+        self.is_starting = False
+        self.ordered_s = self.ready_s = 0.0
 
 
 class _Fleet:
@@ -83,6 +89,7 @@ class _Fleet:
         router: Callable[[Members], Route],
         events: FleetConfig | None,
         link: KvLink | None,
+        num_at_begin: int,
         waits_for_nothing: bool,
         on_end: Callable[[float], None],
         stop: Callable[[], bool],
@@ -102,21 +109,27 @@ class _Fleet:
         if link is not None:
             decoding = Members([site.weight if site.serves == "decode" else 0.0 for site in sites])
             self._handover = Handover(env, link, [site.kv_bytes_per_s for site in sites], self._log, decoding)
-        for number in range(len(sites)):
+        scale = events.autoscaler if events else None
+        for number in range(len(sites) if scale is None else num_at_begin):
             self._begin(number)
+        for number in range(num_at_begin, len(sites) if scale else 0):
+            self._members.leave(number)
         self._route = router(self._members)
         if self._handover is not None:
             self._handover.route = router(self._handover.members)
         failures = events.failures if events else ()
         for number in sorted({one.replica for one in failures}):
             env.process(self._fail(number, [one for one in failures if one.replica == number]))
+        if scale is not None:
+            env.process(self._scale(Autoscaler(scale)))
 
     def run(self) -> Log:
         """Serve the workload to its end."""
         run_to_end(self._env)
-        for place in self._places:
+        for number, place in enumerate(self._places):
             if place.engine is not None:
                 place.engine.close()
+                self._log.spans.append(place.ordered_s, place.ready_s, nan, number)
         for request in self._held:
             self._give_up(request)
         logs = [place.log for place in self._places]
@@ -174,7 +187,7 @@ class _Fleet:
         scheduler, step_time = place.site.make()
         if place.scheduler is None:
             place.log = Log(scheduler.kv.account, len(scheduler.kv.levels()))
-        place.scheduler, place.has_failed = scheduler, False
+        place.scheduler, place.is_leaving, place.ready_s = scheduler, False, self._env.now
         ended: Callable[[Request, float], None] = self._ended
         is_decoder = place.site.serves == "decode"
         if handover is not None and not is_decoder:
@@ -187,7 +200,7 @@ class _Fleet:
             pipeline_depth=place.site.pipeline_depth,
             next_event_s=self._next_event_s,
             on_end=ended,
-            stop=stop if self._events is None else lambda: place.has_failed or stop(),
+            stop=stop if self._events is None else lambda: place.is_leaving or stop(),
             cruises=not is_decoder,
         )
         if handover is not None:
@@ -214,13 +227,54 @@ class _Fleet:
             yield env.timeout(back_s - env.now)
             self._begin(number)
 
+    def _scale(self, scaler: Autoscaler) -> Process:
+        """Look at the load from time to time; order replicas, and give back those that are not needed."""
+        places, members = self._places, self._members
+        while True:
+            yield self._env.timeout(scaler.rule.interval_s)
+            if self._is_over() or self._stop():
+                return
+            draining = [n for n, one in enumerate(places) if one.engine is not None and n not in members.open]
+            for number in draining:
+                if outstanding(members.schedulers[number]) == 0 and not places[number].is_leaving:
+                    self._env.process(self._give_back(number))
+            serving = [members.schedulers[number] for number in members.open]
+            current = len(serving) + sum(one.is_starting for one in places)
+            wanted = scaler.wanted(serving, len(self._held), current, self._env.now)
+            while wanted < current and len(members.open) > 1:
+                members.leave(min(members.open, key=lambda n: (outstanding(members.schedulers[n]), -n)))
+                current -= 1
+            for number, place in enumerate(places):
+                if wanted > current and number not in members.open and not place.is_starting:
+                    if place.engine is None:
+                        self._env.process(self._order(number, scaler.rule.startup_s))
+                    elif not place.is_leaving:  # it has not come to an end: it goes on
+                        members.join(number, members.schedulers[number])
+                    else:
+                        continue
+                    current += 1
+
+    def _order(self, number: int, startup_s: float) -> Process:
+        """A replica starts; it serves when it is up."""
+        place = self._places[number]
+        place.is_starting, place.ordered_s = True, self._env.now
+        yield self._env.timeout(startup_s)
+        place.is_starting = False
+        self._begin(number)
+
+    def _give_back(self, number: int) -> Process:
+        """A replica without requests ends."""
+        place = self._places[number]
+        yield from self._leave(number)
+        self._log.spans.append(place.ordered_s, place.ready_s, self._env.now, number)
+
     def _leave(self, number: int) -> Process:
         """A replica completes the steps that are scheduled, and is gone with its cache and its requests."""
         place = self._places[number]
         engine, scheduler = place.engine, place.scheduler
         assert engine is not None and scheduler is not None  # noqa: PT018  # failures do not overlap
         self._members.leave(number)
-        place.has_failed = True
+        place.is_leaving = True
         engine.wake()
         yield engine.process
         yield from engine.land()

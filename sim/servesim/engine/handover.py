@@ -134,12 +134,12 @@ class Handover:
                 kept = ~np.isin(requests.columns["index"], list(self._prefilled))
                 log.requests = requests.where(kept)
                 whole = [self._whole[index].output_tokens for index in log.requests.columns["index"].tolist()]
-                log.requests.put(output_tokens=np.array(whole, dtype=np.int64))
+                log.requests = log.requests.replaced(output_tokens=np.array(whole, dtype=np.int64))
                 zeros = np.zeros(len(log.steps), dtype=np.int64)
-                log.steps.put(outputs=zeros, itl_samples=zeros)
+                log.steps = log.steps.replaced(outputs=zeros, itl_samples=zeros)
                 continue
             mine = order[np.searchsorted(column["index"][order], requests.columns["index"])]
-            requests.put(
+            log.requests = requests.replaced(
                 scheduled_s=column["scheduled_s"][mine],
                 cached_tokens=column["cached_tokens"][mine],
                 preemptions=requests.columns["preemptions"] + column["preemptions"][mine],

@@ -16,7 +16,7 @@ from servesim.kv.base import Usage
 from servesim.workload.request import Request
 from servesim.workload.streams import Column, Stream
 
-__all__ = ["BLIND", "Members", "Route", "build_route"]
+__all__ = ["BLIND", "Members", "Route", "build_route", "held_tokens", "outstanding"]
 
 Route = Callable[[Request], int]
 
@@ -66,9 +66,9 @@ def build_route(router: Router, members: Members, seed: int) -> Route:
         case "random":
             return _Random(members, seed)
         case "least-outstanding":
-            return _Least(members, _outstanding)
+            return _Least(members, outstanding)
         case "least-kv":
-            return _Least(members, _held_tokens)
+            return _Least(members, held_tokens)
         case "prefix-affinity":
             return _PrefixAffinity(members)
 
@@ -78,11 +78,13 @@ def _first_from(number: int, among: Sequence[int]) -> int:
     return next((one for one in among if one >= number), among[0])
 
 
-def _outstanding(scheduler: Scheduler) -> int:
+def outstanding(scheduler: Scheduler) -> int:
+    """Requests that run or wait."""
     return len(scheduler.running) + len(scheduler.waiting)
 
 
-def _held_tokens(scheduler: Scheduler) -> int:
+def held_tokens(scheduler: Scheduler) -> int:
+    """Token slots that are allocated to requests."""
     usage = scheduler.kv.account.usage(*scheduler.levels())
     assert isinstance(usage, Usage)
     return usage.tokens + usage.reserved + usage.internal + usage.round_up
@@ -153,7 +155,7 @@ class _PrefixAffinity:
 
     def __init__(self, members: Members) -> None:
         self._members = members
-        self._least = _Least(members, _outstanding)
+        self._least = _Least(members, outstanding)
         self._sent: dict[Hashable, tuple[int, int]] = {}  # the replica and which of its lives
 
     def __call__(self, request: Request) -> int:
@@ -184,6 +186,6 @@ class _PrefixAffinity:
 
     def _is_unbalanced(self) -> bool:
         members = self._members
-        amounts = [_outstanding(members.schedulers[one]) for one in members.open]
+        amounts = [outstanding(members.schedulers[one]) for one in members.open]
         least, most = min(amounts), max(amounts)
         return most - least > _MOST_DIFFERENCE and most > _MOST_RATIO * least

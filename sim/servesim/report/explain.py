@@ -41,9 +41,9 @@ def about(of: Explanation) -> str:
     """Whose tail it is."""
     tail = of.attribution.metric_s(of.metric)[of.tail]
     scenario = of.loaded.scenario
-    pools = scenario.fleet is not None and scenario.fleet.pools
-    count = scenario.num_replicas if pools else scenario.hardware.num_simulated
-    by = f" by {count:,} replicas" if count > 1 else ""
+    count = scenario.hardware.num_simulated if scenario.fleet is None else scenario.num_replicas
+    up_to = "up to " if scenario.fleet is not None and scenario.fleet.autoscaler is not None else ""
+    by = f" by {up_to}{count:,} replicas" if count > 1 else ""
     return (
         f"{scenario.name}: {of.figures.completed:,} requests{by}. The tail: {len(of.tail):,} of "
         f"them, {format_seconds(tail.min())} to {format_seconds(tail.max())}"

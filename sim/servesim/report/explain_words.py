@@ -84,7 +84,7 @@ CAUSE_WORDS: dict[str, tuple[str, str, str]] = {
     ),
     "oversize": (
         "oversize prompts",
-        "a few prompts are far longer than the rest: they take long, and others wait beside them or behind them",
+        "a few prompts are far longer than the rest: they take long, and others wait beside or behind them",
         "smaller chunks, or replicas of their own for long prompts",
     ),
     "compute": (
@@ -101,6 +101,11 @@ CAUSE_WORDS: dict[str, tuple[str, str, str]] = {
         "a replica failed",
         "its requests began anew elsewhere, and the replicas that were left had its share of the load, too",
         "keep a replica more than the load needs, or headroom in each",
+    ),
+    "autoscaler": (
+        "the autoscaler comes late, or stops too soon",
+        "replicas are ordered when the load is there already, and requests wait until they have started",
+        "keep more replicas, order them earlier (a lower target), or shorten their start-up",
     ),
     "kv_link": (
         "the link between prefill and decode",

@@ -30,6 +30,18 @@ def fleet_lines(fleet: FleetUse) -> Iterator[Line]:
             f"{pool.mean_running:.1f} running and {pool.mean_waiting:.1f} waiting on average",
         )
         yield Line(f"{pool.name}: KV use, mean (%)", pool.kv_usage * 100, "allocated to requests")
+    if (scaling := fleet.scaling) is not None:
+        yield Line("Replicas paid for, mean", scaling.mean_paid, "from the order until they are given back")
+        yield Line("Replicas serving, mean", scaling.mean_serving, f"at most {scaling.peak_serving} at once")
+        yield Line("Replicas ordered", scaling.orders, "after the begin")
+        yield Line(
+            "GPU-hours",
+            scaling.gpu_hours,
+            f"{scaling.mean_paid / fleet.replicas:.0%} of those of all replicas",
+        )
+        if scaling.cost_usd is not None:
+            yield Line("Cost of the GPUs ($)", scaling.cost_usd, "at the price in the GPU's file")
+        return
     if fleet.transfers is not None:
         yield from _transfer_lines(fleet.transfers)
         return
