@@ -208,3 +208,24 @@ def test_the_parts_of_a_fleet_add_up_whatever_fails(router: str, in_flight: str)
     failure_s = of.parts_s[:, PARTS.index("failure")]
     assert set(of.index[failure_s > 0]) == set(retried)
     assert len(retried) > 10 if in_flight == "retry" else not len(retried)
+
+
+def test_the_time_on_the_link_is_what_the_log_says(tmp_path: Path) -> None:
+    fleet = "fleet={kv_link: ethernet-100g, pools: {a: {serves: prefill, replicas: 2}, b: {serves: decode}}}"
+    overrides = ["workload.num_requests=150", "workload.sessions=null", "hardware.router=least-outstanding"]
+    run, of = attributed("poisson-chat", *overrides, "workload.arrivals.rate_per_s=15", fleet)
+    assert_adds_up(of)
+    moved = run.log.fleet.transfers.columns
+    order = np.argsort(moved["index"])
+    np.testing.assert_array_equal(moved["index"][order], of.index)
+    on_link_s = (moved["done_s"] - moved["asked_s"])[order]
+    np.testing.assert_allclose(of.before[:, PARTS.index("transfer")], on_link_s, atol=1e-9)
+    elsewhere_s = moved["prefilled_s"][order] - arrivals_s(run, of)
+    parts = [PARTS.index(name) for name in ("prefill", "interference", "tokens", "joining", "host")]
+    assert (of.before[:, parts].sum(axis=1) >= elsewhere_s - 1e-9).all()
+
+
+def arrivals_s(run: Run, of: Attribution) -> np.ndarray:
+    columns = run.log.requests.columns
+    order = np.argsort(columns["index"])
+    return columns["arrival_s"][order][np.searchsorted(columns["index"][order], of.index)]

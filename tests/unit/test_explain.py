@@ -209,3 +209,28 @@ def test_replicas_that_stand_for_others_are_explained(small):
     assert any(one.key == "hardware.replicas=125" for one in of.ranked)
     [refused] = [one for one in of.remedies if one.key == "hardware.router=least-outstanding"]
     assert "hardware.simulated_replicas" in refused.refused or "does not go with" in refused.refused
+
+
+def test_an_autoscaler_that_comes_late_is_the_cause_and_its_limits_are_remedies(small):
+    scaler = "{min_replicas: 1, max_replicas: 3, target: 2, interval_s: 1, startup_s: 60}"
+    overrides = [f"fleet={{autoscaler: {scaler}}}", "workload.num_requests=400"]
+    of = api.explain(small, overrides=overrides, jobs=1).explanation
+    assert of.cause == "autoscaler"
+    tried = {one.key: one for one in of.remedies}
+    at = "fleet.autoscaler"
+    assert {f"{at}.interval_s={1 / 3}", f"{at}.target={2 / 1.5}", f"{at}.max_replicas=4"} <= set(tried)
+    more = tried[f"{at}.min_replicas=2 hardware.replicas=2"]
+    assert more.change(of.metric, of.figures) < -0.1
+    assert of.extra_usd_per_hour(more) > 0
+
+
+def test_pools_and_their_prices(small):
+    pools = "{one: {replicas: 2}, other: {gpu: b200, replicas: 1, weight: 2}}"
+    overrides = [f"fleet={{pools: {pools}}}", "workload.arrivals.rate_per_s=60"]
+    of = api.explain(small, overrides=overrides, prices_usd_per_hour={"h100-sxm": 2}, jobs=1).explanation
+    assert of.usd_per_hour == pytest.approx(2 * 2 + 5.25)
+    tried = {one.key: one for one in of.ranked}
+    assert tried["fleet.pools.one.replicas=3"].usd_per_hour == pytest.approx(3 * 2 + 5.25)
+    assert tried["fleet.pools.other.replicas=2"].usd_per_hour == pytest.approx(2 * 2 + 2 * 5.25)
+    [slots] = [one for one in of.relaxations if one.key == "slots"]  # of every pool
+    assert slots.change(of.metric, of.figures) < -0.5
