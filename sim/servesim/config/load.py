@@ -26,6 +26,7 @@ __all__ = [
     "find_data",
     "list_data",
     "load_scenario",
+    "loaded_scenario",
     "parse",
     "read_yaml",
     "scenario_schema",
@@ -145,6 +146,21 @@ def load_scenario(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Lo
     if problems:
         raise ConfigError(_by_line(problems))
     return LoadedScenario(scenario, file, folders)
+
+
+def loaded_scenario(source: LoadedScenario | str | Path, overrides: Sequence[str]) -> LoadedScenario:
+    """The scenario; raises ConfigError where one that is loaded already is given overrides."""
+    if not isinstance(source, LoadedScenario):
+        return load_scenario(source, overrides)
+    if overrides:
+        problem = Problem(
+            "a scenario that is loaded already takes no overrides",
+            file=str(source.file),
+            got=", ".join(overrides),
+            next_step="give them to servesim.load",
+        )
+        raise ConfigError(problem)
+    return source
 
 
 def _extended(file: Path, below: tuple[Path, ...]) -> tuple[LocatedDict, tuple[Path, ...]]:

@@ -21,12 +21,16 @@ from servesim.kv.base import Account, Usage
 __all__ = ["FleetLog", "Log", "RequestLog", "Rows", "StepLog"]
 
 
+_SEALED_BYTES = 1 << 18
+
+
 class Rows:
     """Rows of numbers, packed one after another, read as named columns: floats first, then integers."""
 
     def __init__(self, floats: tuple[str, ...], integers: tuple[str, ...]) -> None:
         self._row = np.dtype([*((name, "<f8") for name in floats), *((name, "<i8") for name in integers)])
         self._bytes = bytearray()
+        self._sealed: list[bytes] = []
         self.parts: tuple[int, ...] = ()
         """Rows of each replica, one after another, in the log of a fleet; empty for one engine."""
         self._ready()
@@ -41,10 +45,16 @@ class Rows:
         """Add one row, in the order of the columns."""
         self.write(self.pack(*row))
 
+    def seal(self) -> None:
+        """Put the rows so far away if they are many: one long buffer would be copied each time it grows."""
+        if len(self._bytes) > _SEALED_BYTES:
+            self._sealed.append(bytes(self._bytes))
+            self._bytes.clear()
+
     def where(self, kept: NDArray[np.bool_]) -> Self:
         """A log of those rows alone."""
         part = copy(self)
-        part._bytes = bytearray(np.frombuffer(bytes(self._bytes), dtype=self._row)[kept].tobytes())
+        part._sealed, part._bytes = [], bytearray(self._table()[kept].tobytes())
         part.parts = tuple(int(one.sum()) for one in np.split(kept, np.cumsum(self.parts)[:-1]) if self.parts)
         part._ready()
         return part
@@ -60,7 +70,8 @@ class Rows:
     def beside(self, others: Sequence[Self]) -> Self:
         """A log of this replica and of others like it."""
         whole, logs = copy(self), (self, *others)
-        whole._bytes = bytearray().join(one._bytes for one in logs)
+        whole._sealed = [part for one in logs for part in (*one._sealed, bytes(one._bytes))]
+        whole._bytes = bytearray()
         whole.parts = tuple(map(len, logs))
         whole._ready()
         return whole
@@ -75,7 +86,7 @@ class Rows:
         self._ready()
 
     def __len__(self) -> int:
-        return len(self._bytes) // self._row.itemsize
+        return (sum(map(len, self._sealed)) + len(self._bytes)) // self._row.itemsize
 
     @property
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -85,8 +96,11 @@ class Rows:
         return self._columns
 
     def _read(self) -> dict[str, NDArray[Any]]:
-        table = np.frombuffer(bytes(self._bytes), dtype=self._row)
+        table = self._table()
         return {name: np.array(table[name]) for name in self._row.names or ()}
+
+    def _table(self) -> NDArray[Any]:
+        return np.frombuffer(b"".join((*self._sealed, self._bytes)), dtype=self._row)
 
 
 class StepLog(Rows):
