@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from servesim.analysis.fleet import check_pools
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
@@ -213,6 +214,7 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
     """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
     prepared = _prepare(scenario, overrides)
     build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
+    check_pools(prepared)
     if prepared.loaded.scenario.expect:
         _refuse_unknown_metrics(prepared)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests

@@ -9,9 +9,10 @@ from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.analysis.tables import requests_frame
+from servesim.api import check
 from servesim.config.load import load_scenario
 from servesim.config.scenario import Router
-from servesim.errors import ConfigError
+from servesim.errors import ConfigError, MemoryDoesNotFitError
 from servesim.report.html import report_html
 from servesim.report.terminal import result_text
 
@@ -125,6 +126,12 @@ def test_no_prompt_is_computed_beside_a_decode() -> None:
 def test_mistakes_in_pools_are_explained(changes: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_scenario("prefill-decode-70b", changes)
+
+
+def test_check_looks_at_every_pool() -> None:
+    """Seventy billion parameters do not fit one L4; `servesim check` says so without simulating."""
+    with pytest.raises(MemoryDoesNotFitError, match="l4"):
+        check("prefill-decode-70b", overrides=["fleet.pools.decode.gpu=l4"])
 
 
 def test_models_with_windows_are_not_taken_apart() -> None:
