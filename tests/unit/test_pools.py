@@ -9,7 +9,7 @@ from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.analysis.tables import requests_frame
-from servesim.api import check
+from servesim.api import check, fragmentation
 from servesim.config.load import load_scenario
 from servesim.config.scenario import Router
 from servesim.errors import ConfigError, MemoryDoesNotFitError
@@ -132,6 +132,11 @@ def test_check_looks_at_every_pool() -> None:
     """Seventy billion parameters do not fit one L4; `servesim check` says so without simulating."""
     with pytest.raises(MemoryDoesNotFitError, match="l4"):
         check("prefill-decode-70b", overrides=["fleet.pools.decode.gpu=l4"])
+
+
+def test_a_memory_study_is_of_equal_pools() -> None:
+    with pytest.raises(ConfigError, match=r"a memory study is of equal KV pools.*fleet=null"):
+        fragmentation("mixed-pools")
 
 
 def test_models_with_windows_are_not_taken_apart() -> None:

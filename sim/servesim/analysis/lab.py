@@ -168,6 +168,11 @@ def _entry(
     on_run: Callable[[str], None],
 ) -> Entry:
     loaded = load_scenario(source, overrides)
+    if loaded.scenario.fleet is not None and loaded.scenario.fleet.pools:
+        step = "study one of the pools: --set fleet=null, with its GPU and its engine"
+        raise ConfigError(
+            Problem("a memory study is of equal KV pools", file=source, path="fleet.pools", next_step=step)
+        )
     runs, accounts = [], []
     for seed in range(loaded.scenario.seed, loaded.scenario.seed + replications):
         on_run(name if replications == 1 else f"{name}, seed {seed}")
