@@ -104,12 +104,14 @@ def simulate(
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     step_trace: Callable[[Step], None] | None = None,
+    split_latencies: bool = False,
 ) -> Result:
     """Simulate a scenario: a loaded one, a file or a shipped name.
 
     ``overrides`` are texts like ``"engine.block_size=32"``. Once ``stop()`` is true the simulation ends
     early and its result is marked as partial. ``step_trace`` is given every line of a step trace; each step
-    is then computed on its own, so it takes longer. Raises ServesimError for anything its author can mend.
+    is then computed on its own, so it takes longer. ``split_latencies`` takes notes, so that the report says
+    where the requests' time went. Raises ServesimError for anything its author can mend.
     """
     prepared = _prepare(scenario, overrides)
     total, ended = prepared.workload.num_requests, 0
@@ -120,7 +122,11 @@ def simulate(
         if progress is not None:
             progress(ended, total, now_s)
 
-    return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
+    if not split_latencies:
+        return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
+    from servesim.analysis.watched_run import watched_run
+
+    return Result(*watched_run(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
 
 
 def check_expect(scenario: Source, *, overrides: Sequence[str] = ()) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from servesim.analysis.summary import Summary
 if TYPE_CHECKING:
     import pandas as pd
 
+    from servesim.analysis.attribution import Attribution
     from servesim.analysis.calibrate import Calibration
     from servesim.analysis.expectations import Finding
     from servesim.analysis.finished import Finished
@@ -37,11 +39,18 @@ class Result:
     """A finished simulation; tables and files are made when they are asked for."""
 
     run: Run
+    split: Callable[[], Attribution | None] = field(default=lambda: None, repr=False, compare=False)
+    """Splits the latencies of the requests, where the simulation took notes for that."""
 
     @cached_property
     def summary(self) -> Summary:
         """Every figure of the run, in SI units."""
         return summarise(self.run)
+
+    @cached_property
+    def attribution(self) -> Attribution | None:
+        """Every completed request's latency in parts; None where no notes were taken."""
+        return self.split()
 
     @cached_property
     def fragmentation(self) -> Fragmentation | None:
@@ -105,7 +114,7 @@ class Result:
         """The report as one offline page."""
         from servesim.report.html import report_html
 
-        return report_html(self.run, self.summary)
+        return report_html(self.run, self.summary, self.attribution)
 
     def files(self) -> dict[str, str]:
         """Everything that ``servesim run --out`` writes, by file name."""

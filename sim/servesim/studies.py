@@ -304,7 +304,7 @@ class Explained:
 
     def to_html(self) -> str:
         """The explanation as one offline page."""
-        from servesim.report.explain import explanation_html
+        from servesim.report.explain_page import explanation_html
 
         return explanation_html(self.explanation)
 
@@ -317,7 +317,9 @@ class Explained:
 
         of = self.explanation.attribution
         parts = {f"{name}_s": of.parts_s[:, number] for number, name in enumerate(PARTS)}
-        return pd.DataFrame({"index": of.index, "ttft_s": of.ttft_s, "e2e_s": of.e2e_s, **parts})
+        whole = {"index": of.index, "ttft_s": of.ttft_s, "e2e_s": of.e2e_s}
+        served_by = {"replica": of.replica} if self.explanation.replicas else {}
+        return pd.DataFrame({**served_by, **whole, **parts})
 
     def files(self) -> dict[str, str]:
         """Everything that ``servesim explain --out`` writes, by file name."""
@@ -335,6 +337,7 @@ def explain(
     metric: str = "ttft_p99",
     *,
     overrides: Sequence[str] = (),
+    prices_usd_per_hour: Mapping[str, float] | None = None,
     jobs: int | None = None,
     on_run: OnDone = ignore,
 ) -> Explained:
@@ -342,7 +345,8 @@ def explain(
 
     ``metric``: ttft_p99, tpot_p99 or e2e_p99. ``on_run(done, total)`` is called after each simulation.
     """
-    from servesim.analysis.explain import explain_scenario, run_trial
+    from servesim.analysis.explain import explain_scenario
+    from servesim.analysis.explain_trials import run_trial as run_change
 
     name = metric.removesuffix("_p99")
     if name not in ("ttft", "tpot", "e2e"):
@@ -353,7 +357,8 @@ def explain(
         explain_scenario(
             loaded_scenario(scenario, overrides),
             name,
-            lambda tasks: in_order(run_trial, tasks, workers, on_run),
+            lambda tasks: in_order(run_change, tasks, workers, on_run),
+            prices_usd_per_hour,
         )
     )
 

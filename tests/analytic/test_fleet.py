@@ -8,6 +8,7 @@ import pytest
 from servesim.analysis.fragmentation import fragmentation
 from servesim.analysis.metrics import request_times, summarise
 from servesim.analysis.run import Run
+from servesim.analysis.shares import shares_of
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.analysis.tables import requests_frame
 from servesim.analysis.timeline import timeline
@@ -122,6 +123,24 @@ def test_figures_of_a_fleet_are_those_of_its_replicas() -> None:
     busy_s = float(line.duration_s[line.columns["steps"] > 0].sum())
     assert summary.load.mean_running == pytest.approx(busy_s / summary.load.horizon_s / 4)
     assert summary.kv.adds_up
+
+
+@pytest.mark.parametrize("queued_only", [False, True])
+def test_shares_of_the_pool_are_those_of_the_replicas_by_their_time(queued_only: bool) -> None:
+    """Also where one of the replicas never has a queue."""
+    crowded = ("engine.max_num_seqs=2", "hardware.router=least-outstanding", "hardware.replicas=2")
+    found = run("azure-conv-h100", "workload.trace.max_requests=5", "workload.trace.rate_scale=50", *crowded)
+    line, pool = timeline(found.log.steps, 0.0), found.memory.num_gpu_blocks * 16
+    each = [shares_of(line._part(rows), pool, 0, queued_only=queued_only) for rows in line.parts]
+    known = [one for one in each if one]
+    assert len(known) == (1 if queued_only else 2)
+    whole = shares_of(line, pool, 0, queued_only=queued_only)
+    assert whole is not None
+    assert whole.time_s == pytest.approx(sum(one.time_s for one in known) / 2)
+    for name, share in whole.of.items():
+        expected = np.average([one.of[name].mean for one in known], weights=[one.time_s for one in known])
+        assert share.mean == pytest.approx(expected)
+        assert share.peak == max(one.of[name].peak for one in known)
 
 
 def test_a_fleet_in_which_one_replica_never_has_a_queue_can_be_reported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -87,17 +88,47 @@ TROUBLES = {
         _H100 + "engine: {max_model_len: 65536, enable_prefix_caching: false}\n"
         "workload: {trace: {file: oversize.csv, format: csv}}\n",
     ),
+    "failed replica": Trouble(
+        "ttft", "failure", ("hardware.replicas",),
+        "model: llama-3.1-8b\nhardware: {gpu: h100-sxm, replicas: 2, router: least-outstanding}\n"
+        "fleet: {failures: [{replica: 1, at_s: 20, down_s: 30}]}\n"
+        "engine: {max_model_len: 4096, enable_prefix_caching: false}\n"
+        + _poisson(1500, 20, _lognormal(1500, 3000, 0.3), _lognormal(100, 300)),
+    ),
+    "slow KV link": Trouble(
+        "ttft", "kv_link", ("fleet.kv_link", "engine.kv_cache_dtype"),
+        "model: llama-3.1-8b\nhardware: {gpu: h100-sxm}\n"
+        "fleet:\n  kv_link: ethernet-100g\n"
+        "  pools: {prompts: {serves: prefill, replicas: 4}, outputs: {serves: decode}}\n"
+        "engine: {max_model_len: 16384, enable_prefix_caching: false, async_scheduling: false}\n"
+        + _poisson(800, 11, _lognormal(6000, 12000, 0.3), _lognormal(60, 200)),
+    ),
+    "uneven router": Trouble(
+        "ttft", "router", ("hardware.router",),
+        "model: llama-3.1-8b\nhardware: {gpu: h100-sxm, replicas: 2, router: round-robin}\n"
+        "engine: {max_model_len: 16384, enable_prefix_caching: false}\n"
+        "workload: {trace: {file: alternating.csv, format: csv}}\n",
+    ),
 }  # fmt: skip
 
 
 def write_trouble(name: str, folder: Path, seed: int = 1) -> Path:
-    """The scenario's file, and the trace of short prompts among which one in forty is long."""
-    random, time_s, rows = Random(seed), 0.0, ["arrival_s,prompt_tokens,output_tokens"]
-    for number in range(800):
-        time_s += random.expovariate(5)
-        prompt = 30_000 if number % 40 == 20 else random.randint(100, 400)
-        rows.append(f"{time_s:.4f},{prompt},{random.randint(50, 150)}")
-    (folder / "oversize.csv").write_text("\n".join(rows) + "\n")
+    """The scenario's file, and the traces."""
+    random = Random(seed)
+
+    def short() -> int:
+        return random.randint(100, 400)
+
+    _write_trace(folder / "oversize.csv", 5, lambda i: 30_000 if i % 40 == 20 else short(), random)
+    _write_trace(folder / "alternating.csv", 11, lambda i: 7000 if i % 2 else short(), random)
     file = folder / "trouble.yaml"
     file.write_text(f"name: {name}\nseed: {seed}\n{TROUBLES[name].scenario}")
     return file
+
+
+def _write_trace(file: Path, rate_per_s: float, prompt_tokens: Callable[[int], int], random: Random) -> None:
+    time_s, rows = 0.0, ["arrival_s,prompt_tokens,output_tokens"]
+    for number in range(800):
+        time_s += random.expovariate(rate_per_s)
+        rows.append(f"{time_s:.4f},{prompt_tokens(number)},{random.randint(50, 150)}")
+    file.write_text("\n".join(rows) + "\n")

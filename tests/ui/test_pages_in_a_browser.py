@@ -169,6 +169,14 @@ def test_a_sensitivity_page_draws_its_tornadoes(chat, tmp_path):
     assert seen.requested == set()
 
 
+def test_the_report_of_a_run_draws_where_the_time_goes(chat, tmp_path):
+    seen = visit(api.simulate(chat, split_latencies=True).to_html(), tmp_path)
+    places = re.findall(r'<div class="chart[^"]*" id="([^"]+)"', seen.dom)
+    assert "parts" in places
+    assert f'data-drawn="{len(places)}"' in seen.dom
+    assert seen.console == []
+
+
 def test_an_explanation_draws_its_bars(chat, tmp_path):
     found = studies.explain(chat, jobs=1)
     seen = visit(found.to_html(), tmp_path)

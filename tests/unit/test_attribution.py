@@ -7,37 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from servesim.analysis.attribution import PARTS, Attribution, attribute
+from servesim.analysis.attribution import PARTS, Attribution
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.watched_run import watched_run
 from servesim.config.load import load_scenario, shipped
-from servesim.cost.step_time import StepTime
-from servesim.engine.residence import Residence, note_residence
-from servesim.engine.scheduler import Scheduler
-from servesim.errors import ConfigError
 
 SHIPPED = sorted(path.stem for path in Path(shipped("scenarios")).glob("*.yaml"))
 NEEDS = {
     "context-500k": ["engine.tensor_parallel_size=2"],  # more memory than the file's one GPU has
-    # One engine is explained, with its share of the traffic.
-    "autoscaled": ["fleet=null", "hardware.replicas=1", "workload.trace.rate_scale=2"],
-    "azure-conv-70b": ["hardware.replicas=1", "workload.trace.rate_scale=0.5"],
-    "failed-replica": ["fleet=null", "hardware.replicas=1", "workload.trace.rate_scale=2"],
-    "mixed-pools": ["fleet=null", "workload.trace.rate_scale=1"],
-    "prefill-decode-70b": ["fleet=null", "workload.trace.rate_scale=0.5"],
 }
 
 
 def attributed(name: str | Path, *overrides: str, one_by_one: bool = False) -> tuple[Run, Attribution]:
-    notes: list[tuple[Residence, StepTime]] = []
-
-    def watch(scheduler: Scheduler, law: StepTime) -> StepTime:
-        notes.append((note_residence(scheduler), law))
-        return law
-
     observe = (lambda scheduler: None) if one_by_one else None  # who is observed is scheduled one by one
-    run = run_prepared(prepare(load_scenario(name, overrides)), watch=watch, observe=observe)
-    return run, attribute(run, *notes[0])
+    run, split = watched_run(prepare(load_scenario(name, overrides)), observe=observe)
+    return run, split()
 
 
 def assert_adds_up(of: Attribution) -> None:
@@ -119,12 +104,14 @@ workload:
 """
 
 
-def by_hand(tmp_path: Path, seats: int, per_token: float, *requests: str) -> list[dict[str, float]]:
+def by_hand(
+    tmp_path: Path, seats: int, per_token: float, *requests: str, fleet: tuple[str, ...] = ()
+) -> list[dict[str, float]]:
     (tmp_path / "requests.csv").write_text(
         "\n".join(["arrival_s,prompt_tokens,output_tokens", *requests, ""])
     )
     (tmp_path / "hand.yaml").write_text(HAND.format(seats=seats, per_token=per_token))
-    _, of = attributed(tmp_path / "hand.yaml")
+    _, of = attributed(tmp_path / "hand.yaml", *fleet)
     assert_adds_up(of)
     return [
         {name: round(seconds, 9) for name, seconds in zip(PARTS, row, strict=True) if abs(seconds) > 1e-12}
@@ -164,6 +151,81 @@ def test_noting_does_not_change_what_happens() -> None:
         np.testing.assert_array_equal(column, noted.log.requests.columns[name])
 
 
-def test_a_fleet_is_not_explained_and_says_what_to_do() -> None:
-    with pytest.raises(ConfigError, match="an explanation is of one engine"):
-        attributed("azure-conv-70b")
+FLEET = ["workload.num_requests=600", "workload.arrivals.rate_per_s=24", "hardware.replicas=3"]
+
+
+@pytest.mark.parametrize(
+    "router", ["round-robin", "random", "least-outstanding", "least-kv", "prefix-affinity"]
+)
+def test_the_parts_of_a_fleet_add_up_under_every_router(router: str) -> None:
+    run, of = attributed("poisson-chat", *FLEET, f"hardware.router={router}")
+    assert_adds_up(of)
+    assert of.index.tolist() == sorted(of.index)
+    served = np.bincount(of.replica, minlength=3)
+    assert served.sum() == 600
+    assert tuple(served) == run.log.requests.parts
+
+
+def test_a_replica_of_a_fleet_has_the_parts_of_an_engine_that_serves_its_requests_alone() -> None:
+    single_turns = [*FLEET, "workload.sessions=null"]
+    _, fleet = attributed("poisson-chat", *single_turns)
+    _, first = attributed("poisson-chat", *single_turns, "hardware.simulated_replicas=1")
+    assert len(first.index) == 200
+    np.testing.assert_array_equal(fleet.of(fleet.replica == 0).parts_s, first.parts_s)
+
+
+def test_a_replica_without_requests_has_no_rows() -> None:
+    _, of = attributed("chat-1000", "workload.trace.max_requests=2", "hardware.replicas=4")
+    assert_adds_up(of)
+    assert of.replica.tolist() == [0, 1]
+
+
+def test_what_a_failure_costs_lasts_until_another_replica_has_the_request(tmp_path: Path) -> None:
+    # Replica 0 fails in its second step and completes that and the third; the request begins anew elsewhere.
+    fleet = ("hardware.replicas=2", "fleet={failures: [{replica: 0, at_s: 1.5}]}")
+    first, second = by_hand(tmp_path, 8, 0, "0,10,4", "0,10,2", fleet=fleet)
+    assert first == {"failure": 3, "prefill": 1, "weights": 3}
+    assert second == {"prefill": 1, "weights": 1}
+
+
+def test_what_a_failure_costs_lasts_until_the_only_replica_is_back(tmp_path: Path) -> None:
+    fleet = ("fleet={failures: [{replica: 0, at_s: 1.5, down_s: 10}, {replica: 0, at_s: 13, down_s: 2}]}",)
+    first, second, third = by_hand(tmp_path, 8, 0, "0,10,2", "0,10,5", "5,10,1", fleet=fleet)
+    assert first == {"prefill": 1, "weights": 1}  # ends with the step in which the replica fails
+    assert second == {"failure": 15, "prefill": 1, "weights": 4}
+    assert third == {"failure": 6.5, "prefill": 1}
+
+
+@pytest.mark.parametrize("in_flight", ["retry", "lose"])
+@pytest.mark.parametrize("router", ["round-robin", "least-kv", "prefix-affinity"])
+def test_the_parts_of_a_fleet_add_up_whatever_fails(router: str, in_flight: str) -> None:
+    failures = "{replica: 1, at_s: 9, down_s: 6}, {replica: 1, at_s: 22, down_s: 9}, {replica: 0, at_s: 30}"
+    overrides = [*FLEET, f"hardware.router={router}", "engine.num_gpu_blocks_override=1500"]
+    fleet = f"fleet={{failures: [{failures}], in_flight: {in_flight}}}"
+    run, of = attributed("poisson-chat", *overrides, "engine.max_model_len=16384", fleet)
+    assert_adds_up(of)
+    retried = np.intersect1d(run.log.fleet.aborts.columns["index"], of.index)
+    failure_s = of.parts_s[:, PARTS.index("failure")]
+    assert set(of.index[failure_s > 0]) == set(retried)
+    assert len(retried) > 10 if in_flight == "retry" else not len(retried)
+
+
+def test_the_time_on_the_link_is_what_the_log_says(tmp_path: Path) -> None:
+    fleet = "fleet={kv_link: ethernet-100g, pools: {a: {serves: prefill, replicas: 2}, b: {serves: decode}}}"
+    overrides = ["workload.num_requests=150", "workload.sessions=null", "hardware.router=least-outstanding"]
+    run, of = attributed("poisson-chat", *overrides, "workload.arrivals.rate_per_s=15", fleet)
+    assert_adds_up(of)
+    moved = run.log.fleet.transfers.columns
+    order = np.argsort(moved["index"])
+    np.testing.assert_array_equal(moved["index"][order], of.index)
+    on_link_s = (moved["done_s"] - moved["asked_s"])[order]
+    np.testing.assert_allclose(of.before[:, PARTS.index("transfer")], on_link_s, atol=1e-9)
+    elsewhere_s = moved["prefilled_s"][order] - arrivals_s(run, of)
+    parts = [PARTS.index(name) for name in ("prefill", "interference", "tokens", "joining", "host")]
+    assert (of.before[:, parts].sum(axis=1) >= elsewhere_s - 1e-9).all()
+
+
+def arrivals_s(run: Run, of: Attribution) -> np.ndarray:
+    columns = run.log.requests.columns
+    order = np.argsort(columns["index"])
+    return columns["arrival_s"][order][np.searchsorted(columns["index"][order], of.index)]

@@ -10,13 +10,15 @@ import pytest
 
 from servesim import api
 from servesim.analysis.attribution import PARTS
-from servesim.analysis.explain import explain_scenario, run_trial
+from servesim.analysis.explain import explain_scenario
+from servesim.analysis.explain_trials import Trial, run_trial
 from servesim.analysis.remedies import Remedy, applied, remedies_of
 from servesim.analysis.simulation import prepare
 from servesim.cli import main
 from servesim.config.load import load_scenario
 from servesim.errors import ConfigError, StudyError
-from servesim.report.explain import CAUSE_WORDS, PART_LABELS, explanation_text
+from servesim.report.explain import explanation_text
+from servesim.report.explain_words import CAUSE_WORDS, PART_LABELS
 
 SMALL = """\
 name: small
@@ -126,3 +128,109 @@ def test_a_remedy_against_the_rules_is_refused(small):
 def test_every_part_and_cause_has_words():
     assert set(PART_LABELS) == set(PARTS)
     assert all(len(words) == 3 for words in CAUSE_WORDS.values())
+
+
+def test_a_remedy_shows_its_price_and_a_flag_costs_nothing(small, monkeypatch, capsys):
+    words = ["explain", "small.yaml", "--jobs", "1", "--price", "h100-sxm=2", "--price", "b200=3"]
+    of = json.loads(servesim(monkeypatch, capsys, *words, "--json")[1])
+    assert of["usd_per_hour"] == 2
+    prices = {one["key"]: one["usd_per_hour"] for one in of["remedies"] if "usd_per_hour" in one}
+    assert prices["engine.max_num_seqs=8"] == 2
+    assert prices["hardware.replicas=2"] == prices["engine.tensor_parallel_size=2"] == 4
+    assert prices["hardware.gpu=b200"] == 3
+    out = servesim(monkeypatch, capsys, *words)[1]
+    [flag] = [line for line in out.splitlines() if line.startswith("Set: ")]
+    [purchase] = [line for line in out.splitlines() if line.startswith("Or buy: ")]
+    assert flag.endswith(", at no cost.")
+    key = purchase.split()[2].rstrip(":")
+    assert purchase.endswith(f", ${prices[key] - 2:.2f}/h more (${prices[key]:.2f} instead of $2.00).")
+
+
+@pytest.mark.parametrize(
+    ("price", "told"),
+    [
+        ("h100-sxm", "not a price"),
+        ("h100-sxm=-1", "not a price"),
+        ("h100-sxm=nan", "not a price"),
+        ("h10-sxm=2", "did you mean h100-sxm"),
+    ],
+)
+def test_a_price_that_is_none_is_told(small, monkeypatch, capsys, price, told):
+    status, out, err = servesim(monkeypatch, capsys, "explain", "small.yaml", "--price", price)
+    assert (status, out) == (2, "")
+    assert told in err
+
+
+def test_of_purchases_with_which_a_missed_slo_is_kept_the_cheapest_comes_first(small):
+    def purchases(*slo: str) -> list[Trial]:
+        prices = {"h100-sxm": 2, "b200": 5, "h200-sxm": 6}
+        found = api.explain(small, overrides=slo, prices_usd_per_hour=prices, jobs=1).explanation
+        [first] = [one for one in found.recommended if one.kind == "purchase"]
+        return [first, *(one for one in found.ranked if one.kind == "purchase")]
+
+    _, *others = purchases()
+    best, second = others[:2]
+    assert (best.key, second.key) == ("hardware.gpu=b200", "hardware.replicas=2")
+    for limit_s, cheapest in (
+        (best.figures.ttft, best),
+        (second.figures.ttft, second),  # which costs less
+        (999, purchases()[0]),  # nothing to mend
+    ):
+        assert purchases(f"slo.ttft_p99_s={limit_s}")[0].key == cheapest.key
+
+
+def test_the_slo_is_told(small):
+    missed, kept = (str(api.explain(small, overrides=[f"slo.ttft_p99_s={s}"], jobs=1)) for s in (0.001, 99))
+    assert "SLO: P99 TTFT <= 1.00 ms is missed" in missed
+    assert "SLO: P99 TTFT <= 1 min 39 s is kept" in kept
+
+
+def test_the_replicas_of_a_fleet_are_told_apart(small):
+    fleet = ["hardware.replicas=3", "workload.arrivals.rate_per_s=60"]
+    of = api.explain(small, overrides=fleet, jobs=1)
+    tails = of.explanation.replicas
+    assert sorted(one.replica for one in tails) == [0, 1, 2]
+    assert sum(one.requests for one in tails) == 150
+    assert sum(one.in_tail for one in tails) == len(of.explanation.tail)
+    assert [one.p99_s for one in tails] == sorted((one.p99_s for one in tails), reverse=True)
+    assert f"Slowest replica: number {tails[0].replica}, counted from 0: P99 TTFT" in str(of)
+    assert {one.key for one in of.explanation.remedies} >= {
+        "hardware.replicas=4", "hardware.router=least-outstanding", "hardware.router=prefix-affinity",
+    }  # fmt: skip
+    assert of.frame.columns[0] == "replica"
+
+
+def test_replicas_that_stand_for_others_are_explained(small):
+    many = ["hardware.replicas=100", "hardware.simulated_replicas=2", "workload.arrivals.rate_per_s=2000",
+            "workload.num_requests=6000"]  # fmt: skip
+    of = api.explain(small, overrides=many, jobs=1).explanation
+    assert len(of.replicas) == 2
+    assert of.cause == "slots"
+    assert any(one.key == "hardware.replicas=125" for one in of.ranked)
+    [refused] = [one for one in of.remedies if one.key == "hardware.router=least-outstanding"]
+    assert "hardware.simulated_replicas" in refused.refused or "does not go with" in refused.refused
+
+
+def test_an_autoscaler_that_comes_late_is_the_cause_and_its_limits_are_remedies(small):
+    scaler = "{min_replicas: 1, max_replicas: 3, target: 2, interval_s: 1, startup_s: 60}"
+    overrides = [f"fleet={{autoscaler: {scaler}}}", "workload.num_requests=400"]
+    of = api.explain(small, overrides=overrides, jobs=1).explanation
+    assert of.cause == "autoscaler"
+    tried = {one.key: one for one in of.remedies}
+    at = "fleet.autoscaler"
+    assert {f"{at}.interval_s={1 / 3}", f"{at}.target={2 / 1.5}", f"{at}.max_replicas=4"} <= set(tried)
+    more = tried[f"{at}.min_replicas=2 hardware.replicas=2"]
+    assert more.change(of.metric, of.figures) < -0.1
+    assert of.extra_usd_per_hour(more) > 0
+
+
+def test_pools_and_their_prices(small):
+    pools = "{one: {replicas: 2}, other: {gpu: b200, replicas: 1, weight: 2}}"
+    overrides = [f"fleet={{pools: {pools}}}", "workload.arrivals.rate_per_s=60"]
+    of = api.explain(small, overrides=overrides, prices_usd_per_hour={"h100-sxm": 2}, jobs=1).explanation
+    assert of.usd_per_hour == pytest.approx(2 * 2 + 5.25)
+    tried = {one.key: one for one in of.ranked}
+    assert tried["fleet.pools.one.replicas=3"].usd_per_hour == pytest.approx(3 * 2 + 5.25)
+    assert tried["fleet.pools.other.replicas=2"].usd_per_hour == pytest.approx(2 * 2 + 2 * 5.25)
+    [slots] = [one for one in of.relaxations if one.key == "slots"]  # of every pool
+    assert slots.change(of.metric, of.figures) < -0.5

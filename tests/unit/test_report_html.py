@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
 from handmade import handmade_log, handmade_run
+from servesim import api
 from servesim.analysis.metrics import summarise
 from servesim.analysis.series import time_series
 from servesim.engine.events import Log
 from servesim.report import charts
 from servesim.report.html import comparison_html, report_html
+from servesim.units import format_seconds
 
 ALL_FIGURES = {"cdf-ttft", "cdf-tpot", "cdf-itl", "cdf-e2el", "throughput", "load", "kv", "memory"}
 
@@ -143,3 +146,46 @@ def test_the_comparison_overlays_both_runs_and_names_what_differs():
     assert sum(trace["y"][0] for trace in bars) == pytest.approx(100, rel=1e-4)
     for text in ("Settings that differ", ">seed<", "B to A"):
         assert text in page, text
+
+
+CHATS = ["workload.num_requests=150", "engine.max_num_seqs=8"]
+
+
+def test_the_report_says_where_the_time_goes():
+    result = api.simulate("poisson-chat", overrides=CHATS, split_latencies=True)
+    page = result.to_html()
+    figures = _figures(page)
+    assert set(figures) == {*ALL_FIGURES, "parts"}
+    rows = dict.fromkeys(figures["parts"]["data"][0]["y"], 0.0)
+    for part in figures["parts"]["data"]:
+        for label, share in zip(part["y"], part["x"], strict=True):
+            rows[label] += share
+    assert list(rows) == ["E2E, tail", "E2E, typical", "TTFT, tail", "TTFT, typical"]
+    assert all(total == pytest.approx(100, abs=0.5) for total in rows.values())
+    of = result.attribution
+    slow = of.e2e_s >= np.quantile(of.e2e_s, 0.99)
+    told = re.search(r"<th scope=\"row\">Sum</th>(.*?)</tr>", page, re.DOTALL)[1]
+    assert format_seconds(of.e2e_s[slow].mean()) in told
+    assert "Waiting for a slot" in page
+
+
+def test_a_run_without_notes_or_without_ends_says_nothing_of_parts():
+    assert "Where the time goes</h2>" not in api.simulate("poisson-chat", overrides=CHATS).to_html()
+    stopped = api.simulate("poisson-chat", overrides=CHATS, split_latencies=True, stop=lambda: True)
+    assert "Where the time goes</h2>" not in stopped.to_html()
+
+
+def test_taking_notes_changes_no_result():
+    plain, noted = (
+        api.simulate("poisson-chat", overrides=CHATS, split_latencies=split) for split in (False, True)
+    )
+    assert noted.to_json() == plain.to_json()
+
+
+def test_notes_are_taken_beside_a_step_trace():
+    lines = []
+    overrides = [*CHATS, "workload.num_requests=20"]
+    result = api.simulate("poisson-chat", overrides=overrides, split_latencies=True, step_trace=lines.append)
+    of = result.attribution
+    np.testing.assert_allclose(of.parts_s.sum(axis=1), of.e2e_s, rtol=1e-9)
+    assert len(lines) > 100

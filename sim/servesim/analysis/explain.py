@@ -10,104 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from servesim.analysis.attribution import PARTS, Attribution, attribute
-from servesim.analysis.distribution import distribution
-from servesim.analysis.metrics import request_times
+from servesim.analysis.attribution import Attribution
+from servesim.analysis.comebacks import Outage, outages
+from servesim.analysis.explain_cause import cause_of
+from servesim.analysis.explain_trials import Figures, Trial, TrialTask, figures_of, usd_per_hour
 from servesim.analysis.relaxations import gap_variation, relaxations_of
-from servesim.analysis.remedies import Remedy, applied, remedies_of
-from servesim.analysis.replications import run_replication, with_seed
-from servesim.analysis.run import Run
-from servesim.analysis.simulation import Prepared, prepare, run_prepared
+from servesim.analysis.remedies import Remedy, remedies_of
+from servesim.analysis.replications import with_seed
+from servesim.analysis.simulation import prepare
+from servesim.analysis.tails import ReplicaTail, replica_tails, slow_and_usual
+from servesim.analysis.watched_run import watched_run
 from servesim.config.load import LoadedScenario
-from servesim.cost.step_time import StepTime
-from servesim.engine.residence import Residence, note_residence
-from servesim.engine.scheduler import Scheduler
-from servesim.errors import Problem, ServesimError, StudyError
+from servesim.errors import Problem, StudyError
 
-__all__ = [
-    "CAUSES", "HELPS", "Explanation", "Figures", "Trial", "TrialTask", "attributed_run", "explain_scenario",
-    "run_trial",
-]  # fmt: skip
+__all__ = ["HELPS", "Explanation", "Trials", "explain_scenario"]
 
-Floats = NDArray[np.float64]
+Trials = Callable[[Sequence[TrialTask]], Sequence[Trial]]
 
-CAUSES = (
-    "kv", "slots", "interference", "host", "bandwidth", "link", "cold_cache", "bursty", "oversize", "compute",
-    "batch",
-)  # fmt: skip
-"""What can be the matter; report/explain.py has the words."""
-
-_CAUSE_OF_PART = {
-    "slot": "slots",
-    "kv_blocks": "kv",
-    "preemption": "kv",
-    "transfer": "kv",
-    "host": "host",
-    "communication": "link",
-    "weights": "bandwidth",
-    "kv_reads": "bandwidth",
-    "compute": "compute",
-    "interference": "interference",
-    "batch": "batch",
-    "joining": "prompts",
-    "tokens": "prompts",
-    "prefill": "prompts",
-}
-_PROMPT_CAUSES = ("cold_cache", "oversize", "compute", "bandwidth", "link", "host")  # of long steps
-_TELLS = 0.1  # share of the figure that relaxing a cause must save
-_BURSTY = 1.5  # coefficient of variation of the gaps; 1 is Poisson
-_TAIL_IS_DIFFERENT = 1.5  # the tail's mean over the typical request's
 _CANDIDATES = 3  # settings, and purchases, that are tried on other requests
 HELPS = 0.05
 """Share of the figure that a remedy must save to be recommended."""
-
-
-class Figures(NamedTuple):
-    """99th percentiles over the completed requests, and how many they are."""
-
-    ttft: float
-    tpot: float
-    e2e: float
-    completed: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrialTask:
-    """One simulation: a relaxation by its key, a remedy, or neither.
-
-    ``fresh``: of other requests of the same kind, drawn under the scenario's seed.
-    """
-
-    loaded: LoadedScenario
-    relaxation: str | None = None
-    remedy: Remedy | None = None
-    fresh: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What one change makes of the figures; ``refused`` says why it could not be tried."""
-
-    key: str
-    label: str
-    cause: str
-    """Of a relaxation: what is the matter when it helps."""
-    kind: str
-    figures: Figures | None
-    refused: str = ""
-
-    def change(self, metric: str, base: Figures) -> float:
-        """Share by which the figure moves; NaN when it could not be tried."""
-        if self.figures is None:
-            return float("nan")
-        before: float = getattr(base, metric)
-        after: float = getattr(self.figures, metric)
-        return after / before - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +50,11 @@ class Explanation:
     figures: Figures
     variation: float
     """Of the gaps between arrivals."""
+    replicas: tuple[ReplicaTail, ...]
+    """Of a fleet, the slowest first."""
+    outages: tuple[Outage, ...]
+    usd_per_hour: float | None
+    """Price of the GPUs; None where their file gives none."""
     relaxations: tuple[Trial, ...]
     remedies: tuple[Trial, ...]
     cause: str
@@ -138,23 +69,22 @@ class Explanation:
 
     def means(self, rows: NDArray[np.int64] | None = None) -> dict[str, float]:
         """Seconds by part, mean over some requests (all that have the metric)."""
-        parts = self.attribution.parts_of(self.metric)
-        if rows is None:
-            rows = np.flatnonzero(np.isfinite(self.attribution.metric_s(self.metric)))
-        return dict(zip(PARTS, parts[rows].mean(axis=0).tolist(), strict=True))
+        return self.attribution.means(self.metric, rows)
 
     @property
     def ranked(self) -> list[Trial]:
         """The remedies that serve every request, best first."""
-        tried = [one for one in self.remedies if one.figures is not None]
-        served = [one for one in tried if one.figures and one.figures.completed >= self.figures.completed]
+        served = [
+            one for one in self.remedies if one.figures and one.figures.unserved <= self.figures.unserved
+        ]
         return sorted(served, key=lambda one: one.change(self.metric, self.figures))
 
     @property
     def candidates(self) -> list[Trial]:
-        """The few settings and purchases that help most, less what they cost."""
+        """The few settings and purchases with which an SLO that is missed is kept, the cheapest first, of
+        equals what leaves the answers alone; then those that help most for what they cost."""
         helping = [one for one in self.ranked if one.change(self.metric, self.figures) < -HELPS]
-        helping.sort(key=self._balance)
+        helping.sort(key=self._order)
         by_kind = [[one for one in helping if one.kind == kind] for kind in ("setting", "purchase")]
         return [one for kind in by_kind for one in kind[:_CANDIDATES]]
 
@@ -167,90 +97,78 @@ class Explanation:
         )
         return [one for one in firsts if one is not None]
 
+    def extra_usd_per_hour(self, one: Trial) -> float | None:
+        """What a remedy costs more than what is there; None where a price is not known."""
+        if one.usd_per_hour is None or self.usd_per_hour is None:
+            return None
+        return one.usd_per_hour - self.usd_per_hour
+
+    @property
+    def limit_s(self) -> float | None:
+        """What the SLO allows."""
+        limit_s: float | None = getattr(self.loaded.scenario.slo, f"{self.metric}_p99_s")
+        return limit_s
+
+    def _order(self, one: Trial) -> tuple[bool, float, bool, float]:
+        limit_s = self.limit_s
+        mends = limit_s is not None and getattr(one.figures, self.metric) <= limit_s < self.value_s
+        if not mends:
+            return True, 0.0, False, self._balance(one)
+        return False, self.extra_usd_per_hour(one) or 0.0, one.rounds, self._balance(one)
+
     def _balance(self, one: Trial) -> float:
-        """Logarithms: what the figure becomes, and the worst rise of a percentile."""
+        """Logarithms: what the figure becomes, the worst rise of a percentile, the rise of the price."""
         changes = [one.change(metric, self.figures) for metric in ("ttft", "tpot", "e2e")]
         worst = max((math.log1p(change) for change in changes if math.isfinite(change)), default=0.0)
-        return math.log1p(one.change(self.metric, self.figures)) + max(worst, 0.0)
-
-
-def attributed_run(prepared: Prepared) -> tuple[Run, Attribution]:
-    """Simulate, and split every completed request's latency."""
-    notes: list[tuple[Residence, StepTime]] = []
-
-    def watch(scheduler: Scheduler, law: StepTime) -> StepTime:
-        notes.append((note_residence(scheduler), law))
-        return law
-
-    run = run_prepared(prepared, watch=watch)
-    return run, attribute(run, *notes[0])
-
-
-def run_trial(task: TrialTask) -> Trial:
-    """Simulate one change."""
-    try:
-        if task.remedy is not None:
-            figures = _figures(_simulated(applied(task.loaded, task.remedy), task.fresh))
-            text = task.remedy.text
-            return Trial(text, text, "", task.remedy.kind, figures)
-        if task.relaxation is None:
-            return Trial("base", "as it is", "", "base", _figures(_simulated(task.loaded, task.fresh)))
-        prepared = prepare(task.loaded)
-        [one] = [one for one in relaxations_of(prepared) if one.key == task.relaxation]
-        law = one.law
-        if law is None:
-            run = run_prepared(one.relax(prepared))
-        else:
-            run = run_prepared(one.relax(prepared), watch=lambda scheduler, step_time: law(step_time))
-        return Trial(one.key, one.label, one.cause, "relaxation", _figures(run))
-    except ServesimError as error:
-        text = task.remedy.text if task.remedy is not None else str(task.relaxation)
-        problems = getattr(error, "problems", ())
-        why = problems[0].problem if problems else str(error)
-        return Trial(text, text, "", "refused", None, why)
-
-
-def _simulated(loaded: LoadedScenario, fresh: bool) -> Run:
-    return run_replication(loaded) if fresh else run_prepared(prepare(loaded))
+        price = one.usd_per_hour / self.usd_per_hour if one.usd_per_hour and self.usd_per_hour else 1.0
+        return math.log1p(one.change(self.metric, self.figures)) + max(worst, 0.0) + math.log(price)
 
 
 def explain_scenario(
-    loaded: LoadedScenario, metric: str, trials: Callable[[Sequence[TrialTask]], Sequence[Trial]]
+    loaded: LoadedScenario, metric: str, trials: Trials, prices: Mapping[str, float] | None = None
 ) -> Explanation:
-    """Explain the 99th percentile of ``metric``; ``trials`` runs run_trial on tasks, in their order."""
-    prepared = prepare(loaded)
-    run, of = attributed_run(prepared)
-    values = of.metric_s(metric)
-    known = np.flatnonzero(np.isfinite(values))
-    if not len(known):
+    """Explain the 99th percentile of ``metric``; ``trials`` runs run_trial on tasks, in their order.
+
+    ``prices``: dollars per hour by GPU, instead of those in the GPUs' files.
+    """
+    prepared, prices = prepare(loaded), prices or {}
+    run, attributed = watched_run(prepared)
+    of, figures = attributed(), figures_of(run)
+    tail, typical = slow_and_usual(of, metric)
+    if not len(tail):
         step = "let requests complete; TPOT needs outputs of two tokens or more"
         raise StudyError(Problem(f"no completed request has a {metric.upper()}", next_step=step))
-    low, high, tail = np.quantile(values[known], (0.25, 0.75, 0.99))
     relaxed = [one for one in relaxations_of(prepared) if metric in one.metrics]
     tasks = [TrialTask(loaded, relaxation=one.key) for one in relaxed]
-    tasks += [TrialTask(loaded, remedy=one) for one in remedies_of(prepared)]
-    found = list(trials(tasks))
-    of_resources, of_remedies = tuple(found[: len(relaxed)]), tuple(found[len(relaxed) :])
-    figures, variation = _figures(run), gap_variation(prepared)
-    tail_rows = known[values[known] >= tail]
-    typical = known[(values[known] >= low) & (values[known] <= high)]
-    parts = of.parts_of(metric)
-    of_part = dict(_CAUSE_OF_PART)
-    if metric == "ttft":
-        of_part["interference"] = "prompts"
-    if run.scenario.engine.batching == "static":
-        of_part["slot"] = "batch"  # a running batch that nobody may join
+    tasks += [TrialTask(loaded, remedy=one, prices=prices) for one in remedies_of(prepared)]
+    tried = tuple(trials(tasks))
+    of_resources, of_remedies = tried[: len(relaxed)], tried[len(relaxed) :]
     saved = {one.cause: -one.change(metric, figures) for one in of_resources if one.figures is not None}
-    cause = _cause(of_part, parts[tail_rows].mean(axis=0), parts[typical].mean(axis=0), saved, variation)
-    found_so_far = Explanation(
-        loaded, metric, of, tail_rows, typical, figures, variation, of_resources, of_remedies, cause, {}
+    parts, variation = of.parts_of(metric), gap_variation(prepared)
+    static = run.scenario.engine.batching == "static"
+    apart = run.log.fleet is not None and len(run.log.fleet.transfers) > 0
+    found = Explanation(
+        loaded=loaded,
+        metric=metric,
+        attribution=of,
+        tail=tail,
+        typical=typical,
+        figures=figures,
+        variation=variation,
+        replicas=tuple(replica_tails(of, metric)) if run.scenario.num_replicas > 1 else (),
+        outages=tuple(outages(run.log)),
+        usd_per_hour=usd_per_hour(run, prices),
+        relaxations=of_resources,
+        remedies=of_remedies,
+        cause=cause_of(
+            metric, static, apart, parts[tail].mean(axis=0), parts[typical].mean(axis=0), saved, variation
+        ),
+        checked={},
     )
-    return replace(found_so_far, checked=_check(found_so_far, remedies_of(prepared), trials))
+    return replace(found, checked=_check(found, remedies_of(prepared), trials))
 
 
-def _check(
-    found: Explanation, remedies: Sequence[Remedy], trials: Callable[[Sequence[TrialTask]], Sequence[Trial]]
-) -> dict[str, float]:
+def _check(found: Explanation, remedies: Sequence[Remedy], trials: Trials) -> dict[str, float]:
     """Try the candidates on other requests, too."""
     wanted = [one.key for one in found.candidates]
     if not wanted:
@@ -262,41 +180,3 @@ def _check(
     if base.figures is None or base.figures == found.figures:
         return {}  # nothing is drawn at random: there are no other requests
     return {one.key: one.change(found.metric, base.figures) for one in others}
-
-
-def _cause(
-    of_part: Mapping[str, str], tail: Floats, typical: Floats, saved: Mapping[str, float], variation: float
-) -> str:
-    """Where the tail's time goes, if relaxing that helps; ``saved``: the share that it saves, by cause."""
-    excess = np.maximum(tail - typical, 0.0) if tail.sum() > _TAIL_IS_DIFFERENT * typical.sum() else tail
-    weights: dict[str, float] = {}
-    for name, seconds in zip(PARTS, excess.tolist(), strict=True):
-        cause = of_part[name]
-        weights[cause] = weights.get(cause, 0.0) + seconds
-    ordered = sorted(weights, key=lambda cause: -weights[cause])
-    if variation > _BURSTY and saved.get("bursty", 0.0) >= 0.5 and ordered[0] in ("prompts", "kv", "slots"):
-        return "bursty"
-    for cause in ordered:
-        if weights[cause] < _TELLS * excess.sum():
-            break
-        if cause == "batch":
-            return cause
-        if cause == "prompts":
-            return max(_PROMPT_CAUSES, key=lambda one: saved.get(one, 0.0))
-        if cause == "interference" and saved.get("oversize", 0.0) >= 0.5 * saved.get(cause, 0.0) > 0:
-            return "oversize"
-        if saved.get(cause, 0.0) >= _TELLS:
-            return cause
-    return max(saved, key=lambda cause: saved[cause]) if saved else "compute"
-
-
-def _figures(run: Run) -> Figures:
-    times = request_times(run.log)
-    done = times.completed
-    tpot_s = times.tpot_s[done]
-    return Figures(
-        distribution(times.ttft_s[done]).p99_s,
-        distribution(tpot_s[np.isfinite(tpot_s)]).p99_s,
-        distribution(times.e2e_s[done]).p99_s,
-        int(done.sum()),
-    )

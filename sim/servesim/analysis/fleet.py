@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
-from servesim.analysis.prepared import Prepared, build_replica, of_pool
+from servesim.analysis.prepared import Prepared, Watch, build_replica, of_pool
 from servesim.analysis.run import Pool
 from servesim.config.link import load_link
 from servesim.config.workload import ClosedLoopArrivals
@@ -31,6 +32,7 @@ def serve_fleet(
     *,
     on_end: Callable[[float], None],
     stop: Callable[[], bool],
+    watch: Watch | None = None,
 ) -> Log:
     """Serve the workload by all replicas that are simulated.
 
@@ -52,16 +54,20 @@ def serve_fleet(
     def router(members: Members) -> Route:
         return build_route(hardware.router, members, scenario.seed)
 
-    def make() -> Replica:
-        return build_replica(prepared, step_time)[0]
+    def make(number: int) -> Replica:
+        return _watched(build_replica(prepared, step_time)[0], number, prepared, watch)
 
     if hardware.router in BLIND and (waits_for_nothing or sampled) and scenario.fleet is None:
         parts = shares(workload, router(Members([1.0] * hardware.replicas)), count)
-        logs = [simulate(part, *make(), pipeline_depth=depth, on_end=on_end, stop=stop) for part in parts]
+        logs = [
+            simulate(part, *make(number), pipeline_depth=depth, on_end=on_end, stop=stop)
+            for number, part in enumerate(parts)
+        ]
         return Log.of_fleet(logs)
+    sites = count if scenario.fleet is None else scenario.num_replicas
     return simulate_fleet(
         workload,
-        [Site(make, depth)] * (count if scenario.fleet is None else scenario.num_replicas),
+        [Site(partial(make, number), depth) for number in range(sites)],
         router,
         events=scenario.fleet,
         num_at_begin=count,
@@ -72,7 +78,11 @@ def serve_fleet(
 
 
 def serve_pools(
-    prepared: Prepared, *, on_end: Callable[[float], None], stop: Callable[[], bool]
+    prepared: Prepared,
+    *,
+    on_end: Callable[[float], None],
+    stop: Callable[[], bool],
+    watch: Watch | None = None,
 ) -> tuple[Log, tuple[Pool, ...]]:
     """Serve the workload by the replicas of all pools; returns what they are, too."""
     scenario = prepared.loaded.scenario
@@ -85,12 +95,18 @@ def serve_pools(
         law = build_step_time(own.model, own.gpu, own.engine, own.draft)
         num_gpus = own.engine.tensor_parallel_size * own.engine.pipeline_parallel_size
 
-        def make(own: Prepared = own, law: StepTime = law, serves: Serves = pool.serves) -> Replica:
-            return build_replica(own, after(law, own.rows_met), serves=serves)[0]
+        def make(
+            number: int, own: Prepared = own, law: StepTime = law, serves: Serves = pool.serves
+        ) -> Replica:
+            replica, _ = build_replica(own, after(law, own.rows_met), serves=serves)
+            return _watched(replica, number, own, watch)
 
         rate = link.replica_bytes_per_s(num_gpus) if link else 0.0
         depth = 2 if own.engine.async_scheduling else 1
-        sites += [Site(make, depth, pool.serves, pool.weight, rate)] * pool.replicas
+        sites += [
+            Site(partial(make, len(sites) + number), depth, pool.serves, pool.weight, rate)
+            for number in range(pool.replicas)
+        ]
         pools.append(Pool(name, pool.serves, pool.replicas, num_gpus, own.gpu, own.engine, own.memory))
         if pool.serves == "decode":
             layout = kv_layout(own.model, own.engine)
@@ -117,3 +133,7 @@ def check_pools(prepared: Prepared) -> None:
     for pool in fleet.pools.values():
         own = of_pool(prepared, pool)
         build_replica(own, build_step_time(own.model, own.gpu, own.engine, own.draft), serves=pool.serves)
+
+
+def _watched(replica: Replica, number: int, prepared: Prepared, watch: Watch | None) -> Replica:
+    return replica if watch is None else replica._replace(step_time=watch(number, prepared.engine, *replica))

@@ -19,11 +19,15 @@ from servesim.engine.acceptance import build_acceptance
 from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
 from servesim.engine.fleet import Replica
+from servesim.engine.scheduler import Scheduler
 from servesim.engine.step_trace import NotedAcceptance
 from servesim.workload.build import build_workload
 from servesim.workload.request import Workload
 
-__all__ = ["Prepared", "build_replica", "of_pool", "prepare"]
+__all__ = ["Prepared", "Watch", "build_replica", "of_pool", "prepare"]
+
+Watch = Callable[[int, EngineConfig, Scheduler, StepTime], StepTime]
+"""Given a replica's number, settings, scheduler and law before it begins; returns the law that holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Prepared:
     """The model that drafts, where one does."""
     rows_met: tuple[int, ...] = ()
     """Tokens of steps that the server ran before; they matter to cost.first_calls only."""
+    relax: Callable[[Prepared], Prepared] | None = None
+    """Applied to what every pool is made of, too."""
 
 
 def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
@@ -85,7 +91,8 @@ def of_pool(prepared: Prepared, pool: PoolConfig) -> Prepared:
     hardware = loaded.scenario.hardware.model_copy(update={"gpu": pool.gpu or loaded.scenario.hardware.gpu})
     changes = {"hardware": hardware, "engine": loaded.scenario.pool_engine(pool), "fleet": None}
     loaded = replace(loaded, scenario=loaded.scenario.model_copy(update=changes))
-    return replace(prepare(loaded, prepared.workload), rows_met=prepared.rows_met)
+    own = replace(prepare(loaded, prepared.workload), rows_met=prepared.rows_met)
+    return own if prepared.relax is None else prepared.relax(own)
 
 
 def build_replica(

@@ -24,6 +24,8 @@ __all__ = ["Relaxation", "gap_variation", "relaxations_of"]
 
 _MUCH_MEMORY = 20
 _MANY_SEATS = 8
+_BALANCING = "least-outstanding"
+_FASTEST_LINK = "nvlink-4"
 _LONG_PROMPTS = 0.9  # those beyond this quantile are cut to it
 _LONG = 4.0  # and only where the longest is so many times as long
 
@@ -43,7 +45,7 @@ class Relaxation:
 
 def relaxations_of(prepared: Prepared) -> list[Relaxation]:
     """Those that the scenario has."""
-    return [*_engine(prepared), *_hardware(prepared), *_traffic(prepared)]
+    return [*_engine(prepared), *_hardware(prepared), *_fleet(prepared), *_traffic(prepared)]
 
 
 def gap_variation(prepared: Prepared) -> float:
@@ -151,6 +153,42 @@ def _faster_links(gpu: GpuProfile) -> GpuProfile:
 def _no_host(prepared: Prepared) -> Prepared:
     law = prepared.engine.step_time.model_copy(update={"host": "none", "exposed_host_s": None})
     return _with_engine(prepared, {"step_time": law, "enforce_eager": False})
+
+
+# ---- the fleet -------------------------------------------------------------------------------------
+
+
+def _fleet(prepared: Prepared) -> Iterator[Relaxation]:
+    scenario = prepared.loaded.scenario
+    hardware, fleet = scenario.hardware, scenario.fleet
+    is_whole = hardware.num_simulated == hardware.replicas
+    if scenario.num_replicas > 1 and is_whole and hardware.router != _BALANCING:
+        router = {"hardware": hardware.model_copy(update={"router": _BALANCING})}
+        yield Relaxation(
+            "router", "router", f"a router that balances ({_BALANCING})", lambda of: _with(of, router)
+        )
+    if fleet is not None and fleet.failures:
+        healthy = {"fleet": fleet.model_copy(update={"failures": ()})}
+        yield Relaxation("failure", "failure", "no replica fails", lambda of: _with(of, healthy))
+    if fleet is not None and fleet.autoscaler is not None:
+        most = fleet.autoscaler.max_replicas
+        full = {
+            "fleet": fleet.model_copy(update={"autoscaler": None}),
+            "hardware": hardware.model_copy(update={"replicas": most}),
+        }
+        yield Relaxation(
+            "autoscaler", "autoscaler", f"all {most} replicas from the begin", lambda of: _with(of, full)
+        )
+    if fleet is not None and fleet.kv_link not in (None, _FASTEST_LINK):
+        linked = {"fleet": fleet.model_copy(update={"kv_link": _FASTEST_LINK})}
+        yield Relaxation(
+            "kv_link", "kv_link", f"KV caches moved over {_FASTEST_LINK}", lambda of: _with(of, linked)
+        )
+
+
+def _with(prepared: Prepared, update: Mapping[str, object]) -> Prepared:
+    loaded = prepared.loaded
+    return replace(prepared, loaded=replace(loaded, scenario=loaded.scenario.model_copy(update=update)))
 
 
 # ---- the traffic -----------------------------------------------------------------------------------

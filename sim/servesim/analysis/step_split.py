@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from servesim.analysis.run import Run
+from servesim.config.scenario import EngineConfig
 from servesim.cost.first_calls import FirstCallLaw
 from servesim.cost.step_parts import DecodeParts
 from servesim.cost.step_time import StepShape, StepTime
 from servesim.cost.swap import SwapLaw
 from servesim.engine.residence import Residence
 
-__all__ = ["SplitRows", "split_rows"]
+__all__ = ["SplitRows"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
 class SplitRows:
-    """Rows of the log, by number.
+    """Rows of an engine's step log, by number; ``of`` are its columns.
 
     ``decode`` (by row and DECODE_PARTS), ``interference_s`` (what prompt chunks add) and ``transfer_s`` (KV
-    blocks moved before the step) add up to ``duration_s``.
+    blocks moved before the step) add up to ``duration_s``. The law must tell its breakdown, as every law
+    here does.
     """
 
-    def __init__(self, run: Run, residence: Residence, law: StepTime) -> None:
-        of = run.log.steps.columns
+    def __init__(
+        self, of: Mapping[str, NDArray[Any]], engine: EngineConfig, residence: Residence, law: StepTime
+    ) -> None:
         steps = of["steps"]
         self.start_s: Floats = of["start_s"]
         ends_s = self.start_s + steps * (of["first_s"] + (steps - 1) * of["growth_s"] / 2)
@@ -39,14 +41,14 @@ class SplitRows:
         self.failure: Integers = of["admission_failure"]
         self.preempts: NDArray[np.bool_] = of["preemptions"] > 0
         self.has_chunks: NDArray[np.bool_] = of["prefills"] > 0
-        self.is_static = run.scenario.engine.batching == "static"
+        self.is_static = engine.batching == "static"
         self._ending = np.cumsum(steps)
         self._law = _own(law)
         self._shapes = residence.shapes
         self.transfer_s = np.zeros(len(steps))
         if isinstance(law, SwapLaw):
             self._copies(law)
-        self._split(of, DecodeParts(self._law, run.scenario.engine))  # type: ignore[arg-type]
+        self._split(of, DecodeParts(self._law, engine))  # type: ignore[arg-type]
 
     def of_step(self, step: Integers) -> Integers:
         """The rows of steps; those that were never done have the number after the last."""
@@ -56,7 +58,7 @@ class SplitRows:
         """The last rows that began before."""
         return np.searchsorted(self.start_s, time_s, side="left") - 1
 
-    def _split(self, of: dict[str, NDArray[Any]], parts: DecodeParts) -> None:
+    def _split(self, of: Mapping[str, NDArray[Any]], parts: DecodeParts) -> None:
         steps, decodes = of["steps"], of["decodes"]
         drafts = np.zeros(len(steps), np.int64)
         alone_s = np.divide(
@@ -113,8 +115,3 @@ def _own(law: StepTime) -> StepTime:
     """The law of what the model itself takes: asked what might have been, it must not remember."""
     law = law.without_copies if isinstance(law, SwapLaw) else law
     return law.when_prepared if isinstance(law, FirstCallLaw) else law
-
-
-def split_rows(run: Run, residence: Residence, law: StepTime) -> SplitRows:
-    """The rows of a run's log; ``law`` must tell its breakdown, as every law here does."""
-    return SplitRows(run, residence, law)

@@ -59,10 +59,12 @@ def run(
     loaded = api.load(scenario, overrides(set_, seed))
     if expect:
         api.check_expect(loaded)
-    name = loaded.scenario.name
-    with output(out, name, wanted=out is not None or not json) as write:
+    name, wanted = loaded.scenario.name, out is not None or not json
+    with output(out, name, wanted=wanted) as write:
         with stoppable() as stop, progress_of(name) as progress, step_trace_file(step_trace) as trace:
-            result = api.simulate(loaded, progress=progress, stop=stop, step_trace=trace)
+            result = api.simulate(
+                loaded, progress=progress, stop=stop, step_trace=trace, split_latencies=wanted
+            )
         if json:
             typer.echo(result.to_json(expect=expect), nl=False)
         else:

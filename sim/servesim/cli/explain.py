@@ -12,11 +12,13 @@ from servesim.cli.shared import (
     Jobs,
     Out,
     Overrides,
+    Prices,
     Scenario,
     Seed,
     app,
     output,
     overrides,
+    prices_of,
     progress_of,
     show_result,
 )
@@ -36,6 +38,7 @@ class Metric(StrEnum):
 def explain(
     scenario: Scenario,
     metric: Annotated[Metric, typer.Option(help="The figure to explain.")] = Metric.TTFT,
+    price: Prices = None,
     set_: Overrides = None,
     seed: Seed = None,
     json: AsJson = False,
@@ -46,9 +49,9 @@ def explain(
     from servesim import api
 
     loaded = api.load(scenario, overrides(set_, seed))
-    name = loaded.scenario.name
+    name, prices = loaded.scenario.name, prices_of(price, loaded)
     with output(out, f"{name}-explained", wanted=out is not None or not json) as write:
         with progress_of(name, "simulations", 1) as progress:
-            result = api.explain(loaded, metric.value, jobs=jobs, on_run=progress)
+            result = api.explain(loaded, metric.value, prices_usd_per_hour=prices, jobs=jobs, on_run=progress)
         show_result(result, json)
         write(result)

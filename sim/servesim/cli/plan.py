@@ -11,11 +11,13 @@ from servesim.cli.shared import (
     Jobs,
     Out,
     Overrides,
+    Prices,
     Scenario,
     Seed,
     app,
     output,
     overrides,
+    prices_of,
     progress_of,
     show_result,
 )
@@ -43,10 +45,7 @@ def plan(
         typer.Option(metavar="KEY=V,V,...", help="An engine setting to try values of; may be repeated."),
     ] = None,
     budget: Annotated[float | None, typer.Option(metavar="USD", help="Most dollars per hour.")] = None,
-    price: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GPU=USD", help="Price of a GPU per hour; may be repeated."),
-    ] = None,
+    price: Prices = None,
     set_: Overrides = None,
     seed: Seed = None,
     json: AsJson = False,
@@ -72,20 +71,9 @@ def plan(
                 axes,
                 overrides=changes,
                 budget_usd_per_hour=budget,
-                prices_usd_per_hour=dict(map(_price, price or ())),
+                prices_usd_per_hour=prices_of(price, loaded),
                 jobs=jobs,
                 on_trial=progress,
             )
         show_result(result, json)
         write(result)
-
-
-def _price(text: str) -> tuple[str, float]:
-    from servesim.errors import ConfigError, Problem
-
-    gpu, _, usd = text.partition("=")
-    try:
-        return gpu.strip(), float(usd)
-    except ValueError:
-        step = "write --price h100-sxm=2.50"
-        raise ConfigError(Problem("not a price", "--price", got=text, next_step=step)) from None

@@ -5,24 +5,30 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf, nan
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from servesim.errors import ServesimError
+from servesim.errors import ConfigError, Problem, ServesimError
+
+if TYPE_CHECKING:
+    from servesim.config.load import LoadedScenario
 
 __all__ = [
     "AsJson",
     "Jobs",
     "Out",
     "Overrides",
+    "Prices",
     "Replications",
     "Scenario",
     "Seed",
     "app",
     "output",
     "overrides",
+    "prices_of",
     "progress_of",
     "show_result",
     "step_trace_file",
@@ -51,6 +57,10 @@ Replications = Annotated[
     typer.Option(min=2, help="Simulate this many times under different seeds, and print intervals."),
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Simulations at a time; all cores when not given.")]
+Prices = Annotated[
+    list[str] | None,
+    typer.Option("--price", metavar="GPU=USD", help="Price of a GPU per hour; may be repeated."),
+]
 
 
 class Printable(Protocol):
@@ -64,6 +74,25 @@ class Printable(Protocol):
 def overrides(set_: list[str] | None, seed: int | None) -> list[str]:
     """What --set and --seed say, as texts for the loader."""
     return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
+
+
+def prices_of(texts: list[str] | None, loaded: LoadedScenario) -> dict[str, float]:
+    """What --price says, by GPU; raises ConfigError for a GPU that there is not, and for what is no price."""
+    return dict(_price(text, loaded) for text in texts or ())
+
+
+def _price(text: str, loaded: LoadedScenario) -> tuple[str, float]:
+    from servesim.config.profiles import load_gpu
+
+    gpu, _, usd = text.partition("=")
+    try:
+        price = float(usd)
+    except ValueError:
+        price = nan
+    if not 0 <= price < inf:
+        step = "write --price h100-sxm=2.50"
+        raise ConfigError(Problem("not a price", "--price", got=text, next_step=step))
+    return load_gpu(str(loaded.find("gpus", gpu.strip()))).name, price
 
 
 def show_result(result: Printable, json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from servesim.engine.scheduler import Scheduler
 from servesim.engine.state import Plan, RequestState
 from servesim.workload.request import Request
 
-__all__ = ["Residence", "note_residence"]
+__all__ = ["Residence", "note_residence", "residence_of_lives"]
 
 Table: TypeAlias = NDArray[np.int64]
 
@@ -75,6 +76,28 @@ class Residence:
     def absences(self) -> Table:
         """(request, step, decodes already): running, left out by a step, and not recomputing."""
         return self._absences.table
+
+
+def residence_of_lives(lives: Sequence[tuple[Residence, int, Sequence[int]]]) -> Residence:
+    """That of a replica that failed and came back, as one engine.
+
+    For each life: what was noted, the steps of the lives before it, and the requests that it did not finish.
+    """
+    whole = Residence()
+    for one, steps_before, unfinished in lives:
+        whole.shapes |= {step + steps_before: shape for step, shape in one.shapes.items()}
+        for notes, table in (
+            (whole._arrivals, one.arrivals),
+            (whole._admissions, one.admissions),
+            (whole._prefills, one.prefills),
+            (whole._chunks, one.chunks),
+            (whole._preemptions, one.preemptions),
+            (whole._absences, one.absences),
+        ):
+            kept = table[~np.isin(table[:, 0], unfinished)]
+            kept[:, 1] += steps_before
+            notes.add(kept.reshape(-1).tolist())
+    return whole
 
 
 def note_residence(scheduler: Scheduler) -> Residence:

@@ -1,4 +1,4 @@
-"""An explanation as text, JSON and page: where the tail's time goes, the cause, what was tried against it."""
+"""An explanation as text and JSON: where the tail's time goes, the cause, what was tried against it."""
 
 from __future__ import annotations
 
@@ -10,148 +10,90 @@ from typing import Any
 
 from servesim.analysis.attribution import PARTS
 from servesim.analysis.caveats import RELIABLE_COMPLETIONS
-from servesim.analysis.explain import Explanation, Figures, Trial
-from servesim.report.charts import BLUE, ORANGE, PALE_GREY, PURPLE, SKY, VERMILLION, Figure
-from servesim.report.html import figure_page
-from servesim.report.sections import Table
+from servesim.analysis.explain import Explanation
+from servesim.analysis.explain_trials import Figures, Trial
+from servesim.report.explain_words import CAUSE_WORDS, PART_LABELS
 from servesim.units import format_seconds, format_share
 
-__all__ = ["CAUSE_WORDS", "PART_LABELS", "explanation_html", "explanation_json", "explanation_text"]
+__all__ = [
+    "about", "advised", "by_change", "caveats", "explanation_json", "explanation_text", "facts", "label_of",
+    "moving", "not_tried", "part_rows", "percent", "price_text", "shown_parts",
+]  # fmt: skip
 
 _WIDTH = 105
-_LABEL = 60
+_LABEL = 50
+_TENFOLD = 10.0
+_OUTAGES = 3  # that are listed
 _NOTHING = 0.01  # a change below this share is not listed
-
-PART_LABELS = {
-    "joining": "Waiting: the steps in flight at arrival",
-    "slot": "Waiting for a slot",
-    "kv_blocks": "Waiting for KV blocks",
-    "tokens": "Waiting for tokens (budget of a step)",
-    "prefill": "Prefill of the own prompt",
-    "interference": "Interference by others' prompts",
-    "weights": "Decode: weights",
-    "kv_reads": "Decode: KV reads",
-    "compute": "Decode: compute",
-    "communication": "Decode: communication",
-    "host": "Host",
-    "transfer": "Copying KV blocks",
-    "preemption": "Preemption and recomputing",
-    "batch": "Waiting for the end of the batch",
-}
-_COLOURS = {
-    "joining": "#8c949e",
-    "slot": "#b8a9d9",
-    "kv_blocks": PURPLE,
-    "tokens": SKY,
-    "prefill": BLUE,
-    "interference": VERMILLION,
-    "weights": "#009E73",
-    "kv_reads": "#6cc5a6",
-    "compute": "#c2b21d",
-    "communication": "#7a4e1d",
-    "host": "#444b52",
-    "transfer": "#a0522d",
-    "preemption": ORANGE,
-    "batch": PALE_GREY,
-}
-
-CAUSE_WORDS: dict[str, tuple[str, str, str]] = {
-    "kv": (
-        "the KV cache is too small",
-        "requests wait until others give blocks back, or are preempted and computed anew",
-        "hold more tokens (fp8 KV cache, smaller weights, more of the memory, more GPUs), or admit fewer",
-    ),
-    "slots": (
-        "too few slots",
-        "requests wait for one of max_num_seqs places though memory would hold them",
-        "raise engine.max_num_seqs",
-    ),
-    "interference": (
-        "prompts interfere with decodes",
-        "a step that computes others' prompts is long, and every request that decodes in it waits",
-        "make the chunks smaller, or compute prompts elsewhere",
-    ),
-    "host": (
-        "the host is the bottleneck",
-        "the GPU waits for the scheduler, for inputs to be prepared and for kernels to be launched",
-        "let the host work beside the GPU (async scheduling, a newer version, CUDA graphs)",
-    ),
-    "bandwidth": (
-        "memory bandwidth",
-        "every step reads all weights and the KV cache of its requests, and that takes its time",
-        "read fewer bytes (fp8 weights or KV cache), or from more or faster memory",
-    ),
-    "link": (
-        "the link between the GPUs",
-        "every layer's partial sums travel between the tensor-parallel GPUs",
-        "use fewer GPUs per replica, or GPUs with a faster link",
-    ),
-    "cold_cache": (
-        "a cold prefix cache",
-        "prompts that begin alike are computed again and again",
-        "switch prefix caching on, and keep prompts that begin alike on one replica",
-    ),
-    "bursty": (
-        "bursty arrivals",
-        "requests come in bunches; the queue forms though the mean load is served with ease",
-        "keep headroom for the bunches (faster GPUs, more replicas), or smooth them before they arrive",
-    ),
-    "oversize": (
-        "oversize prompts",
-        "a few prompts are far longer than the rest, and the others wait beside them or behind them",
-        "smaller chunks, or replicas of their own for long prompts",
-    ),
-    "compute": (
-        "computing takes the time",
-        "prompts take as long as the GPU needs for them, alone and in the steps of others",
-        "compute less (prefix caching, fp8), or on more or faster GPUs",
-    ),
-    "batch": (
-        "static batching",
-        "a batch ends with its longest request, and the next one begins only then",
-        "batch continuously",
-    ),
-}
-"""The matter, what it means, what to do."""
 
 
 def explanation_text(of: Explanation) -> str:
     """The parts, the cause and the remedies."""
-    lines = [f"{f' Why P99 {of.metric.upper()} is {format_seconds(of.value_s)} ':=^{_WIDTH}}", _about(of)]
-    lines += _parts(of)
-    lines += _cause(of)
-    lines += _trials(of, "One resource relaxed at a time", _by_change(of))
-    lines += _trials(of, "Remedies, tried on the same requests, best first", _moving(of))
-    lines += [*_not_tried(of), *_caveats(of), "=" * _WIDTH]
+    lines = [f"{f' Why P99 {of.metric.upper()} is {format_seconds(of.value_s)} ':=^{_WIDTH}}", about(of)]
+    lines += [*_parts(of), *facts(of), *_cause(of)]
+    lines += _trials(of, "One resource relaxed at a time", by_change(of), priced=False)
+    lines += _trials(of, "Remedies, tried on the same requests, best first", moving(of))
+    lines += [*not_tried(of), *caveats(of), "=" * _WIDTH]
     return "\n".join(lines) + "\n"
 
 
-def _about(of: Explanation) -> str:
+def about(of: Explanation) -> str:
+    """Whose tail it is."""
     tail = of.attribution.metric_s(of.metric)[of.tail]
+    scenario = of.loaded.scenario
+    count = scenario.hardware.num_simulated if scenario.fleet is None else scenario.num_replicas
+    up_to = "up to " if scenario.fleet is not None and scenario.fleet.autoscaler is not None else ""
+    by = f" by {up_to}{count:,} replicas" if count > 1 else ""
     return (
-        f"{of.loaded.scenario.name}: {of.figures.completed:,} requests. The tail: {len(of.tail):,} of them, "
-        f"{format_seconds(tail.min())} to {format_seconds(tail.max())}"
+        f"{scenario.name}: {of.figures.completed:,} requests{by}. The tail: {len(of.tail):,} of "
+        f"them, {format_seconds(tail.min())} to {format_seconds(tail.max())}"
     )
 
 
-def _shown(of: Explanation) -> list[str]:
+def shown_parts(of: Explanation) -> list[str]:
+    """The parts that are not next to nothing."""
     means = of.means(), of.means(of.tail)
     return [name for name in PARTS if any(one[name] > 1e-3 * sum(one.values()) for one in means)]
 
 
-def _rows(of: Explanation) -> Iterator[tuple[str, str, str, str]]:
+def part_rows(of: Explanation) -> Iterator[tuple[str, str, str, str]]:
+    """The table of the parts: all requests, the tail, its shares."""
     mean, tail = of.means(), of.means(of.tail)
     total = sum(tail.values())
-    for name in _shown(of):
+    for name in shown_parts(of):
         share = format_share(tail[name] / total)
         yield PART_LABELS[name], format_seconds(mean[name]), format_seconds(tail[name]), share
     yield "Sum", format_seconds(sum(mean.values())), format_seconds(total), format_share(1.0)
 
 
 def _parts(of: Explanation) -> Iterator[str]:
-    yield f"{'Mean per request':<{_LABEL}}{'all':>12}{'tail':>12}{'of the tail':>12}"
-    for label, mean, tail, share in _rows(of):
-        yield f"{label:<{_LABEL}}{mean:>12}{tail:>12}{share:>12}"
+    yield f"{'Mean per request':<60}{'all':>12}{'tail':>12}{'of the tail':>12}"
+    for label, mean, tail, share in part_rows(of):
+        yield f"{label:<60}{mean:>12}{tail:>12}{share:>12}"
+
+
+def facts(of: Explanation) -> Iterator[str]:
+    """The SLO, which replica is the slowest, which ones failed."""
+    if of.limit_s is not None:
+        verdict = "is kept" if of.value_s <= of.limit_s else "is missed"
+        yield f"SLO: P99 {of.metric.upper()} <= {format_seconds(of.limit_s)} {verdict}"
+    if len(of.replicas) > 1:
+        worst, *others = of.replicas
+        least, most = (format_seconds(one.p99_s) for one in (others[-1], others[0]))
+        theirs = least if least == most else f"{least} to {most}"
+        yield (
+            f"Slowest replica: number {worst.replica}, counted from 0: P99 {of.metric.upper()} "
+            f"{format_seconds(worst.p99_s)}, {worst.in_tail:,} of the {len(of.tail):,} slowest requests; "
+            f"the others {theirs}"
+        )
+    for outage in of.outages[:_OUTAGES]:
+        back = "never back" if outage.back_s is None else f"back at {format_seconds(outage.back_s)}"
+        yield (
+            f"Replica {outage.replica} failed at {format_seconds(outage.failed_s)} with {outage.aborted:,} "
+            f"requests in flight, {back}"
+        )
+    if len(of.outages) > _OUTAGES:
+        yield f"{len(of.outages) - _OUTAGES:,} more failures"
 
 
 def _cause(of: Explanation) -> Iterator[str]:
@@ -159,45 +101,81 @@ def _cause(of: Explanation) -> Iterator[str]:
     yield f"{f' Cause: {matter} ':-^{_WIDTH}}"
     yield f"What it means: {meaning}."
     yield f"What to do: {advice}."
-    yield from _recommendations(of)
-
-
-def _recommendations(of: Explanation) -> Iterator[str]:
     if not of.recommended:
         yield "Nothing that was tried helps by 5 % or more."
-    for one in of.recommended:
-        yield f"{'Buy' if one.kind == 'purchase' else 'Set'}: {one.label}: {_effect(of, one)}."
+    for verb, label, result in advised(of):
+        yield f"{verb}: {label}: {result}."
+
+
+def advised(of: Explanation) -> Iterator[tuple[str, str, str]]:
+    """What to do, with which setting, and what that does."""
+    for place, one in enumerate(of.recommended):
+        buy = "Or buy" if place else "Buy"
+        yield buy if one.kind == "purchase" else "Set", one.label, _effect(of, one)
 
 
 def _effect(of: Explanation, one: Trial) -> str:
+    """What a recommended remedy does, and what it costs."""
     assert one.figures is not None
     value = getattr(one.figures, of.metric)
-    text = f"P99 {of.metric.upper()} {format_seconds(value)} ({_percent(one.change(of.metric, of.figures))}"
+    text = f"P99 {of.metric.upper()} {format_seconds(value)} ({percent(one.change(of.metric, of.figures))}"
     again = of.checked.get(one.key, math.nan)
-    text += f"; on other requests {_percent(again)})" if math.isfinite(again) else ")"
-    return text + (". It rounds: check the quality of the answers" if "=fp8" in one.label else "")
+    text += f"; on other requests {percent(again)})" if math.isfinite(again) else ")"
+    text += _cost(of, one)
+    return text + (". It rounds: check the quality of the answers" if one.rounds else "")
 
 
-def _by_change(of: Explanation) -> list[Trial]:
+def _cost(of: Explanation, one: Trial) -> str:
+    extra = of.extra_usd_per_hour(one)
+    if extra is None:
+        return ", at a price that is not known" if one.kind == "purchase" else ""
+    if abs(extra) < 0.005:
+        return ", at no cost"
+    more = "more" if extra > 0 else "less"
+    return f", ${abs(extra):,.2f}/h {more} (${one.usd_per_hour:,.2f} instead of ${of.usd_per_hour:,.2f})"
+
+
+def by_change(of: Explanation) -> list[Trial]:
+    """The relaxations, best first."""
     tried = [one for one in of.relaxations if one.figures is not None]
     return sorted(tried, key=lambda one: one.change(of.metric, of.figures))
 
 
-def _trials(of: Explanation, title: str, trials: list[Trial]) -> Iterator[str]:
-    yield f"{f' {title} ':-^{_WIDTH}}"
-    yield f"{'':<{_LABEL}}{'P99 TTFT':>12}{'P99 TPOT':>12}{'P99 E2E':>12}{'change':>9}"
-    yield f"{'as it is':<{_LABEL}}{_figures(of.figures)}"
-    for one in trials:
-        assert one.figures is not None
-        label = one.label + (" (purchase)" if one.kind == "purchase" else "")
-        yield f"{label:<{_LABEL}}{_figures(one.figures)}{_percent(one.change(of.metric, of.figures)):>9}"
-
-
-def _moving(of: Explanation) -> list[Trial]:
+def moving(of: Explanation) -> list[Trial]:
+    """The remedies that move the figure, best first."""
     return [one for one in of.ranked if abs(one.change(of.metric, of.figures)) >= _NOTHING]
 
 
-def _not_tried(of: Explanation) -> Iterator[str]:
+def label_of(one: Trial) -> str:
+    """As a table names it."""
+    return one.label + (" (purchase)" if one.kind == "purchase" else "")
+
+
+def price_text(usd_per_hour: float | None) -> str:
+    """Dollars per hour."""
+    return "n/a" if usd_per_hour is None else f"{usd_per_hour:,.2f}"
+
+
+def _trials(of: Explanation, title: str, trials: list[Trial], *, priced: bool = True) -> Iterator[str]:
+    yield f"{f' {title} ':-^{_WIDTH}}"
+    yield f"{'':<{_LABEL}}{'P99 TTFT':>12}{'P99 TPOT':>12}{'P99 E2E':>12}{'change':>9}" + (
+        f"{'$/h':>10}" if priced else ""
+    )
+    price = f"{price_text(of.usd_per_hour):>19}" if priced else ""
+    yield f"{'as it is':<{_LABEL}}{_figures(of.figures)}{price}"
+    for one in trials:
+        assert one.figures is not None
+        label = label_of(one)
+        if len(label) >= _LABEL:
+            yield label
+            label = ""
+        price = f"{price_text(one.usd_per_hour):>10}" if priced else ""
+        change = percent(one.change(of.metric, of.figures))
+        yield f"{label:<{_LABEL}}{_figures(one.figures)}{change:>9}{price}"
+
+
+def not_tried(of: Explanation) -> Iterator[str]:
+    """The remedies that are not in the table, each with its reason."""
     still = [one.label for one in of.ranked if abs(one.change(of.metric, of.figures)) < _NOTHING]
     if still:
         yield f"Moves nothing: {'; '.join(still)}"
@@ -205,10 +183,11 @@ def _not_tried(of: Explanation) -> Iterator[str]:
         if one.figures is None:
             yield f"Not possible: {one.label}: {one.refused}"
         elif one not in of.ranked:
-            yield f"Left out: {one.label}: only {one.figures.completed:,} requests are served"
+            yield f"Left out: {one.label}: {one.figures.unserved:,} requests are not served"
 
 
-def _caveats(of: Explanation) -> Iterator[str]:
+def caveats(of: Explanation) -> Iterator[str]:
+    """What the reader must know first."""
     completed = of.figures.completed
     if completed < RELIABLE_COMPLETIONS:
         yield (
@@ -221,7 +200,10 @@ def _figures(of: Figures) -> str:
     return "".join(f"{format_seconds(value):>12}" for value in (of.ttft, of.tpot, of.e2e))
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A change, with its sign; as a factor where it is tenfold or more."""
+    if share >= _TENFOLD - 1:
+        return f"x {1 + share:,.0f}"
     return f"{round(100 * share, 1) + 0.0:+.1f} %"
 
 
@@ -233,10 +215,14 @@ def explanation_json(of: Explanation) -> str:
         "metric": f"{of.metric}_p99",
         "value_s": of.value_s,
         "completed": of.figures.completed,
+        "slo_s": of.limit_s,
+        "usd_per_hour": of.usd_per_hour,
         "tail_requests": of.attribution.index[of.tail].tolist(),
         "parts_s": {"mean": of.means(), "typical": of.means(of.typical), "tail": of.means(of.tail)},
+        "replicas": [one._asdict() for one in of.replicas],
+        "failures": [one._asdict() for one in of.outages],
         "cause": of.cause,
-        "warnings": list(_caveats(of)),
+        "warnings": list(caveats(of)),
         "burstiness_cv": of.variation,
         "recommended": [one.key for one in of.recommended],
         "on_other_requests": dict(of.checked),
@@ -252,67 +238,8 @@ def _trial(of: Explanation, one: Trial) -> dict[str, Any]:
         "ttft_p99_s": figures.ttft, "tpot_p99_s": figures.tpot, "e2e_p99_s": figures.e2e,
         "completed": figures.completed, "change": one.change(of.metric, of.figures),
     }  # fmt: skip
-    return {"key": one.key, "label": one.label, "kind": one.kind, **known, "refused": one.refused}
-
-
-def explanation_html(of: Explanation) -> str:
-    """The explanation as one offline page."""
-    matter, meaning, advice = CAUSE_WORDS[of.cause]
-    head = ("", "P99 TTFT", "P99 TPOT", "P99 E2E", "Change")
-    return figure_page(
-        "explain.html.j2",
-        {"parts": _bars(of)},
-        title=f"Why P99 {of.metric.upper()} is {format_seconds(of.value_s)}",
-        subtitle=_about(of),
-        matter=matter,
-        meaning=meaning,
-        advice=advice,
-        recommended=tuple((one.kind, one.label, _effect(of, one)) for one in of.recommended),
-        parts=Table("Parts", ("Mean per request", "All", "Tail", "Of the tail"), tuple(_rows(of))),
-        relaxations=Table("Relaxed", head, tuple(_table(of, _by_change(of)))),
-        remedies=Table("Remedies", head, tuple(_table(of, _moving(of)))),
-        notes=(*_not_tried(of), *_caveats(of)),
-    )
-
-
-def _table(of: Explanation, trials: list[Trial]) -> Iterator[tuple[str, ...]]:
-    yield ("as it is", *_cells(of.figures), "")
-    for one in trials:
-        assert one.figures is not None
-        label = one.label + (" (purchase)" if one.kind == "purchase" else "")
-        yield (label, *_cells(one.figures), _percent(one.change(of.metric, of.figures)))
-
-
-def _cells(of: Figures) -> tuple[str, str, str]:
-    return format_seconds(of.ttft), format_seconds(of.tpot), format_seconds(of.e2e)
-
-
-def _bars(of: Explanation) -> Figure:
-    """Stacked bars: the typical request, the mean, the tail."""
-    rows = {"Tail": of.means(of.tail), "Mean": of.means(), "Typical": of.means(of.typical)}
-    in_ms = sum(rows["Tail"].values()) < 2
-    factor, unit = (1e3, "ms") if in_ms else (1.0, "s")
-    data = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "name": PART_LABELS[name],
-            "y": list(rows),
-            "x": [float(f"{max(means[name], 0.0) * factor:.4g}") for means in rows.values()],
-            "marker": {"color": _COLOURS[name]},
-            "hovertemplate": f"%{{y}}: %{{x:,.4~g}} {unit}<extra>{PART_LABELS[name]}</extra>",
-        }
-        for name in _shown(of)
-    ]
-    layout = {
-        "barmode": "stack",
-        "bargap": 0.4,
-        "xaxis": {"title": {"text": f"{of.metric.upper()} ({unit})"}, "zeroline": True},
-        "yaxis": {"showgrid": False},
-        "hovermode": "closest",
-        "legend": {"traceorder": "normal"},
-    }
-    return {"data": data, "layout": layout}
+    price = {} if one.kind == "relaxation" else {"usd_per_hour": one.usd_per_hour}
+    return {"key": one.key, "label": one.label, "kind": one.kind, **known, **price, "refused": one.refused}
 
 
 def _finite(value: Any) -> Any:

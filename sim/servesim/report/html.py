@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from servesim.analysis.attribution import Attribution
 from servesim.analysis.fragmentation import fragmentation
 from servesim.analysis.lab import Entry
 from servesim.analysis.run import Run
@@ -19,13 +20,14 @@ from servesim.report import charts, sections
 from servesim.report.fleet import fleet_table
 from servesim.report.fragmentation import account_table, account_words, consequences
 from servesim.report.fragmentation_charts import bars
+from servesim.report.latency_parts import latency_parts
 from servesim.report.words import LATENCY_TITLES, memory_parts
 
 __all__ = ["comparison_html", "embedded", "figure_page", "plain_page", "report_html", "study_page"]
 
 
-def report_html(run: Run, summary: Summary) -> str:
-    """The report of one run."""
+def report_html(run: Run, summary: Summary, attribution: Attribution | None = None) -> str:
+    """The report of one run; ``attribution``: where the requests' time went, if that is known."""
     account = fragmentation(run, summary)
     curves = latency_curves(run.log)
     series = time_series(run)
@@ -37,6 +39,9 @@ def report_html(run: Run, summary: Summary) -> str:
         figures["load"] = charts.load({summary.name: series})
         figures["kv"] = charts.kv_over_time(series, summary.kv, summary.memory.kv_cache_bytes)
     figures["memory"] = charts.memory_bar(memory_parts(summary.memory))
+    parts = latency_parts(attribution) if attribution else None
+    if parts:
+        figures["parts"] = parts[0]
     return figure_page(
         "report.html.j2",
         figures,
@@ -46,6 +51,7 @@ def report_html(run: Run, summary: Summary) -> str:
         warnings=summary.warnings,
         cards=sections.headlines(summary),
         latencies=sections.latencies(summary),
+        parts=parts[1] if parts else None,
         slo=sections.slo(summary),
         fleet=fleet_table(summary.fleet) if summary.fleet else None,
         kv_classes=sections.kv_classes(summary),
