@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from servesim import api
-from servesim.analysis.plan import Candidate, Fleet, _rank
+from servesim.analysis.plan import _rank
 from servesim.analysis.plan_bounds import Analytic, traffic_of
+from servesim.analysis.plan_fleet import Candidate, Fleet
 from servesim.analysis.plan_setup import candidates_of, question_of
 from servesim.analysis.plan_trials import Trial, TrialTask, run_trial
 from servesim.analysis.simulation import prepare

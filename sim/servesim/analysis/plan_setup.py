@@ -8,8 +8,8 @@ from pathlib import Path
 
 from servesim.analysis.capacity import at_load
 from servesim.analysis.grid import Axis, grid_points
-from servesim.analysis.plan import Candidate, PlanQuestion
 from servesim.analysis.plan_bounds import Analytic, Traffic, traffic_of
+from servesim.analysis.plan_fleet import Candidate, PlanQuestion
 from servesim.config.load import LoadedScenario, load_scenario
 from servesim.engine.router import BLIND
 from servesim.errors import Problem, StudyError

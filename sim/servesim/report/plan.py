@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 from servesim.analysis.intervals import Interval
-from servesim.analysis.plan import CHANCE, Candidate, Fleet, Plan
+from servesim.analysis.plan import Plan
+from servesim.analysis.plan_fleet import CHANCE, Candidate, Fleet
 from servesim.analysis.plan_trials import LIMITS
 from servesim.report.charts import BLUE, ORANGE, Figure
 from servesim.report.html import figure_page
@@ -117,7 +118,7 @@ def _why(one: Candidate) -> str:
 
 
 def _kept(fleet: Fleet) -> str:
-    kept = sum(trial.attained <= 1 and trial.is_stable for trial in fleet.trials)
+    kept = fleet.kept
     replicas = "1 replica keeps" if fleet.replicas == 1 else f"{fleet.replicas:,} replicas keep"
     return f"{replicas} the SLO in {kept} of {len(fleet.trials)} trials"
 
@@ -204,7 +205,7 @@ def _fleet(fleet: Fleet) -> dict[str, Any]:
         "replicas": fleet.replicas,
         "verdict": fleet.verdict,
         "trials": len(fleet.trials),
-        "trials_that_keep_the_slo": sum(one.attained <= 1 and one.is_stable for one in fleet.trials),
+        "trials_that_keep_the_slo": fleet.kept,
         **{f"p99_{latency}_ms": _interval(fleet.p99_s(latency)) for latency in LIMITS},
     }
 
