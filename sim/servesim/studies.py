@@ -219,7 +219,7 @@ class FleetPlan:
 
     def to_html(self) -> str:
         """The ranking and the prices against the latencies as one offline page."""
-        from servesim.report.plan import plan_html
+        from servesim.report.plan_page import plan_html
 
         return plan_html(self.plan)
 

@@ -49,8 +49,12 @@ def make_plan(
     contenders = [one for one in found[:_CONTENDERS] if one.weight <= DEARER * found[0].weight]
     side_by_side([settle(one, question) for one in contenders], counter)
     _rank(found, [one for one in contenders if one.fleet])
-    ordered = sorted(candidates, key=lambda one: (not one.rank, one.rank, one.fleet is None, one.weight))
-    return Plan(scenario, question, tuple(ordered), counter.count)
+    return Plan(scenario, question, tuple(sorted(candidates, key=_place)), counter.count)
+
+
+def _place(one: Candidate) -> tuple[bool, int, bool, bool, float]:
+    """The ranked first, then what keeps the SLO, then what was tried, each by price."""
+    return not one.rank, one.rank, one.fleet is None, not one.tried, one.weight
 
 
 class _Counter:

@@ -21,7 +21,7 @@ _LEADING = 1.2  # how much dearer than the best guess a guess may be to be tried
 _COUNTED = 2500  # requests of a trial, about
 _STEEPNESS = 2.0  # power with which P99s fall with the replicas, until two trials tell
 _BRACKET = 1.03  # of the rate at which the SLO breaks
-_MOST_ROUNDS = 6  # to find it
+_MOST_ROUNDS = 8  # to find it
 
 Run = Callable[[Sequence[TrialTask]], Sequence[Trial]]
 Search = Generator[list[TrialTask], Sequence[Trial], None]
@@ -138,7 +138,7 @@ def _most(one: Candidate, question: PlanQuestion, state: State) -> int:
 
 def _why_dear(one: Candidate, missed: int, question: PlanQuestion) -> str:
     fleet = one.tried.get(missed)
-    miss = "" if fleet is None else _miss(fleet)
+    miss = _miss(fleet) if fleet else f": the mean load alone takes {one.least:,} replicas"
     if one.over_budget(missed + 1, question):
         return f"over the budget{miss}"
     if missed >= MOST_REPLICAS:
@@ -212,13 +212,11 @@ def _headroom(one: Candidate, question: PlanQuestion) -> Search:
     fleets = [Fleet(of.replicas, of.trials[:2]) for of in (one.fleet, one.smaller) if of]
     near = {replicas / of.replicas: of.attained for of in fleets}
     attained = {1.0: near[1.0]}
-    # The mean load breaks it for sure.
-    surely = max(_BRACKET, replicas * one.analytic.most_rate_per_s() / question.rate_per_s)
     low, high, breach, reach = 1.0, math.inf, None, 0.25
     for _ in range(_MOST_ROUNDS):
         middle = _breaking_point(attained if len(attained) > 1 else near)
         if math.isinf(high):
-            middle, reach = min(surely, max(middle, low * _BRACKET**reach)), 2 * reach
+            middle, reach = max(middle, low * _BRACKET**reach), 2 * reach
         else:
             quarter = (high / low) ** 0.25
             middle = min(high / quarter, max(low * quarter, middle))
