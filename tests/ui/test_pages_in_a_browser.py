@@ -284,8 +284,8 @@ def test_pages_fit_on_a_phone(pages, plan_page, lab_page, tmp_path):
         told = on_a_phone(page, tmp_path)
         assert told["width"][0] <= 420
         least, *others = sorted(told["heights"])  # the least is a single bar
-        assert least >= 50
-        assert all(height >= 100 for height in others)
+        assert least >= 90
+        assert all(height >= 150 for height in others)
 
 
 def test_a_page_that_fails_and_asks_would_be_caught(pages, tmp_path):
