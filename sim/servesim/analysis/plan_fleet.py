@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from servesim.analysis.bisection import Verdict
 from servesim.analysis.intervals import Interval, student_t, t_interval
 from servesim.analysis.plan_bounds import Analytic, Traffic
 from servesim.analysis.plan_trials import Trial
@@ -19,8 +20,6 @@ CHANCE = 0.9
 LOOKS = (4, 8)
 """Trials after which a fleet is looked at; the first look is enough where it decides."""
 MOST_REPLICAS = 4096
-
-Verdict = Literal["kept", "missed", "undecided"]
 
 
 class PlanQuestion(NamedTuple):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from servesim.analysis.plan_bounds import Analytic, Traffic
 
-__all__ = ["likely_replicas"]
+__all__ = ["Fluid", "likely_replicas"]
 
 Floats = NDArray[np.float64]
 
@@ -28,17 +28,20 @@ _ROUNDS = 3  # of the fixed points; they need no precision
 
 def likely_replicas(analytic: Analytic, least: int, most: int, rate_per_s: float) -> int:
     """The fewest replicas, from ``least`` on, whose P99s may keep the limits; ``most`` where none do."""
-    replica, traffic = _Replica.of(analytic), analytic.traffic
+    fluid = Fluid.of(analytic)
     low, high = least - 1, least
-    while high < most and replica.attained(traffic, high, rate_per_s) > 1:
+    while high < most and fluid.attained(high, rate_per_s) > 1:
         low, high = high, min(most, 2 * high)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if replica.attained(traffic, middle, rate_per_s) <= 1 else (middle, high)
+        low, high = (low, middle) if fluid.attained(middle, rate_per_s) <= 1 else (middle, high)
     return high
 
 
-class _Replica(NamedTuple):
+class Fluid(NamedTuple):
+    """The laws that a guess needs."""
+
+    traffic: Traffic
     most_running: int
     steps_s: Floats
     """Time of a decode step, by the number of running requests."""
@@ -49,7 +52,8 @@ class _Replica(NamedTuple):
     """Of TTFT, TPOT and E2E."""
 
     @classmethod
-    def of(cls, analytic: Analytic) -> _Replica:
+    def of(cls, analytic: Analytic) -> Fluid:
+        """Of a configuration; raises ServesimError when the model does not fit."""
         most, slo = analytic.most_running[0], analytic.slo
         numbers = np.unique(np.geomspace(1, most, _POINTS).astype(np.int64))
         steps_s = [analytic.decode_step_s(int(n)) for n in numbers]
@@ -58,21 +62,23 @@ class _Replica(NamedTuple):
         added_s = [analytic.prompt_s(int(tokens), max(1, most // 8)) for tokens in lengths]
         limits_s = (slo.ttft_p99_s or math.inf, slo.tpot_p99_s or math.inf, slo.e2e_p99_s or math.inf)
         of_every = np.interp(np.arange(most + 1), numbers, steps_s)
-        return cls(most, of_every, lengths, np.array(added_s), limits_s)
+        return cls(analytic.traffic, most, of_every, lengths, np.array(added_s), limits_s)
 
-    def attained(self, traffic: Traffic, replicas: int, rate_per_s: float) -> float:
+    def attained(self, replicas: int, rate_per_s: float) -> float:
         """The worst P99 over its limit, of the first few of so many replicas."""
+        traffic = self.traffic
         count = min(replicas, math.ceil(_COUNTED * replicas / traffic.num_requests))
         clock = traffic.rate_per_s / rate_per_s
-        each = [self._latencies(traffic, slice(one, None, replicas), clock) for one in range(count)]
+        each = [self._latencies(slice(one, None, replicas), clock) for one in range(count)]
         ratios = [
             float(np.quantile(np.concatenate(of), 0.99)) / limit_s
             for of, limit_s in zip(zip(*each, strict=True), self.limits_s, strict=True)
         ]
         return max(ratios)
 
-    def _latencies(self, traffic: Traffic, of: slice, clock: float) -> tuple[Floats, Floats, Floats]:
+    def _latencies(self, of: slice, clock: float) -> tuple[Floats, Floats, Floats]:
         """TTFT, TPOT and E2E of some requests, served by one replica."""
+        traffic = self.traffic
         arrival_s, gaps = traffic.arrivals_s[of] * clock, np.maximum(1.0, traffic.outputs[of] - 1)
         prompt_s = np.interp(traffic.prompts[of], self.lengths, self.added_s)
         work_s = np.cumsum(prompt_s)

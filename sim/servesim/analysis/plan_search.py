@@ -11,14 +11,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 from servesim.analysis.plan_constraint import first_constraint
 from servesim.analysis.plan_fleet import CHANCE, LOOKS, MOST_REPLICAS, Candidate, Fleet, PlanQuestion
-from servesim.analysis.plan_trials import Trial, TrialTask
+from servesim.analysis.plan_trials import Trial, TrialTask, simulated_replicas
 
 __all__ = ["DEARER", "Run", "State", "screen", "settle", "side_by_side"]
 
 DEARER = 1.5
 """How much dearer than the best so far a fleet may be to be looked at further."""
 _LEADING = 1.2  # how much dearer than the best guess a guess may be to be tried in the first round
-_COUNTED = 2500  # requests of a trial, about
 _STEEPNESS = 2.0  # power with which P99s fall with the replicas, until two trials tell
 _BRACKET = 1.03  # of the rate at which the SLO breaks
 _MOST_ROUNDS = 8  # to find it
@@ -60,7 +59,7 @@ def _send(search: Search, found: list[Trial]) -> list[TrialTask] | None:
 def _tasks(
     one: Candidate, question: PlanQuestion, replicas: int, seeds: range, load: float = 1.0
 ) -> list[TrialTask]:
-    simulated = min(replicas, math.ceil(_COUNTED * replicas / question.traffic.num_requests))
+    simulated = simulated_replicas(replicas, question.traffic.num_requests, question.router)
     loaded, first = one.analytic.loaded, one.analytic.loaded.scenario.seed
     return [
         TrialTask(loaded, question.factor * load, replicas, simulated, question.router, first + seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,15 +23,17 @@ from servesim.config.load import LoadedScenario
 from servesim.config.scenario import Router
 from servesim.cost.step_time import StepShape
 from servesim.engine.events import Log
+from servesim.engine.router import BLIND
 from servesim.errors import Problem, StudyError
 from servesim.workload.build import build_workload
 from servesim.workload.request import Request
 from servesim.workload.resampled import ResampledWorkload
 
-__all__ = ["LIMITS", "Trial", "TrialTask", "run_trial"]
+__all__ = ["LIMITS", "Trial", "TrialTask", "recorded", "run_trial", "simulated_replicas"]
 
 LIMITS = {"ttft": "ttft_p99_s", "tpot": "tpot_p99_s", "e2e": "e2e_p99_s"}
 """Latency by the limit of the SLO."""
+_COUNTED = 2500  # requests of a trial, about
 WARM_UP = 0.1
 """Share of the time of arrivals that is left out at the begin."""
 
@@ -67,6 +70,11 @@ class Trial(NamedTuple):
     def keeps(self) -> bool:
         """Whether all limits are kept at once, and not only for as long as the trial."""
         return self.attained <= 1 and self.is_stable
+
+
+def simulated_replicas(replicas: int, num_requests: int, router: Router) -> int:
+    """How many of a fleet's replicas a trial simulates; all, where the router looks at them."""
+    return min(replicas, math.ceil(_COUNTED * replicas / num_requests)) if router in BLIND else replicas
 
 
 def run_trial(task: TrialTask) -> Trial:

@@ -12,8 +12,9 @@ from servesim.analysis.intervals import Interval
 from servesim.analysis.plan import Plan
 from servesim.analysis.plan_fleet import CHANCE, Candidate, Fleet
 from servesim.analysis.plan_trials import LIMITS
+from servesim.report.words import slo_words
 
-__all__ = ["HEAD", "cells", "limits", "loss", "name", "notes", "per_million", "plan_json", "plan_text", "why"]
+__all__ = ["HEAD", "cells", "loss", "name", "notes", "per_million", "plan_json", "plan_text", "why"]
 
 _WIDTH = 118
 HEAD = (
@@ -35,9 +36,10 @@ _SHORT = {"hardware.gpu": "", "engine.tensor_parallel_size": "TP "}
 def plan_text(plan: Plan) -> str:
     """The ranked table, then the configurations that lost."""
     scenario, question = plan.scenario.scenario, plan.question
+    asked = (scenario.model, f"{question.rate_per_s:g} req/s", *slo_words(scenario.slo))
     lines = [
         f"{' Plan ':=^{_WIDTH}}",
-        f"{scenario.name}: {scenario.model}, {question.rate_per_s:g} req/s, {', '.join(limits(plan))}",
+        f"{scenario.name}: {', '.join(asked)}",
     ]
     if question.budget_usd_per_hour is not None:
         lines.append(f"Budget: ${question.budget_usd_per_hour:,.0f}/h")
@@ -59,15 +61,6 @@ def plan_text(plan: Plan) -> str:
 def name(one: Candidate) -> str:
     """A configuration in short."""
     return ", ".join(_SHORT.get(path, f"{path}=") + value for path, value in one.label.items())
-
-
-def limits(plan: Plan) -> Iterator[str]:
-    """Of the SLO."""
-    slo = plan.scenario.scenario.slo
-    for latency, key in LIMITS.items():
-        limit_s = getattr(slo, key)
-        if limit_s is not None:
-            yield f"P99 {latency.upper()} <= {limit_s * 1e3:g} ms"
 
 
 def _row(cells: tuple[str, ...]) -> str:

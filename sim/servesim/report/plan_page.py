@@ -10,8 +10,9 @@ from servesim.analysis.plan import Plan
 from servesim.analysis.plan_fleet import Candidate
 from servesim.report.charts import BLUE, ORANGE, VERMILLION, Figure
 from servesim.report.html import figure_page
-from servesim.report.plan import HEAD, cells, limits, loss, name, notes, per_million, why
+from servesim.report.plan import HEAD, cells, loss, name, notes, per_million, why
 from servesim.report.sections import Card, Table
+from servesim.report.words import slo_words
 
 __all__ = ["plan_html"]
 
@@ -24,7 +25,7 @@ def plan_html(plan: Plan) -> str:
     scenario, question = plan.scenario.scenario, plan.question
     ranked = [one for one in plan.candidates if one.rank]
     lost = [one for one in plan.candidates if not one.rank]
-    asked = [scenario.model, f"{question.rate_per_s:g} req/s", *limits(plan)]
+    asked = [scenario.model, f"{question.rate_per_s:g} req/s", *slo_words(scenario.slo)]
     if question.budget_usd_per_hour is not None:
         asked.append(f"at most ${question.budget_usd_per_hour:,.0f}/h")
     rows = ((f"{one.rank}. {_unbroken(one)}", *cells(plan, one)[1:]) for one in ranked)
