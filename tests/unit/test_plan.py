@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +68,9 @@ def test_the_70b_winner_keeps_its_slo_in_18_of_20_fresh_trials_and_one_replica_f
     one = best(plan)
     assert one.label == {"hardware.gpu": "b200", "engine.tensor_parallel_size": "4"}
     assert one.fleet is not None
+    excerpt = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^  1\. b200, TP 4 .*$", excerpt, re.MULTILINE)
+    assert line in str(plan)
     assert not misses_first(whole_fleets(one, plan, one.fleet.replicas), 3)
     assert misses_first(whole_fleets(one, plan, one.fleet.replicas - 1), 3)
 
@@ -144,9 +149,10 @@ def candidate(usd: float, replicas: int, smaller: Fleet) -> Candidate:
 def test_what_the_trials_do_not_decide_is_not_ranked() -> None:
     assert fleet(3, 0.8).verdict == "kept"
     assert fleet(3, 1.2, 0.05).verdict == "missed"
-    assert fleet(3, 1.0, 0.1).verdict == "undecided"
+    assert fleet(3, 0.9, 0.09).verdict == "undecided"  # all trials keep it, but only just
+    assert fleet(3, 1.0, 0.1).verdict == "missed"  # four of eight
     cheap = candidate(2.0, 10, fleet(9, 1.3))
-    near = candidate(3.5, 6, fleet(5, 1.0, 0.1))  # $21, or $17.50 if five will do
+    near = candidate(3.5, 6, fleet(5, 0.9, 0.09))  # $21, or $17.50 if five will do
     _rank([cheap, near], [cheap, near])
     assert (cheap.rank, near.rank) == (1, 1)
     near.smaller = fleet(5, 1.3)

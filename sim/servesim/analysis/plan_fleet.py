@@ -61,17 +61,24 @@ class Fleet:
 
     @property
     def verdict(self) -> Verdict:
-        """kept: a fresh trial keeps the SLO with a chance of CHANCE (a one-sided bound of prediction)."""
-        stable, mean = [one.is_stable for one in self.trials], self.attained
-        if len(self.trials) < 2:
-            return "kept" if mean <= 1 and all(stable) else "missed"
-        square = sum((one.attained - mean) ** 2 for one in self.trials) / (len(self.trials) - 1)
-        reach = student_t(2 * CHANCE - 1, len(self.trials) - 1) * math.sqrt(
-            square * (1 + 1 / len(self.trials))
-        )
-        if all(stable) and mean + reach <= 1:
+        """kept: a fresh trial keeps the SLO with a chance of CHANCE (a one-sided bound of prediction).
+
+        missed: that bound is beyond the limit on the other side, or a fleet with this chance would keep the
+        SLO in no more of the trials in fewer than 1 - CHANCE of all cases.
+        """
+        count, mean = len(self.trials), self.attained
+        is_stable = all(one.is_stable for one in self.trials)
+        if count < 2:
+            return "kept" if mean <= 1 and is_stable else "missed"
+        square = sum((one.attained - mean) ** 2 for one in self.trials) / (count - 1)
+        reach = student_t(2 * CHANCE - 1, count - 1) * math.sqrt(square * (1 + 1 / count))
+        if is_stable and mean + reach <= 1:
             return "kept"
-        return "missed" if 2 * sum(stable) < len(stable) or mean - reach > 1 else "undecided"
+        so_few = sum(
+            math.comb(count, kept) * CHANCE**kept * (1 - CHANCE) ** (count - kept)
+            for kept in range(self.kept + 1)
+        )
+        return "missed" if mean - reach > 1 or so_few < 1 - CHANCE else "undecided"
 
     @property
     def wants_more(self) -> bool:

@@ -19,7 +19,7 @@ DEARER = 1.5
 """How much dearer than the best so far a fleet may be to be looked at further."""
 _LEADING = 1.2  # how much dearer than the best guess a guess may be to be tried in the first round
 _STEEPNESS = 2.0  # power with which P99s fall with the replicas, until two trials tell
-_BRACKET = 1.03  # of the rate at which the SLO breaks
+_BRACKET = 1.05  # of the rate at which the SLO breaks
 _MOST_ROUNDS = 8  # to find it
 
 Run = Callable[[Sequence[TrialTask]], Sequence[Trial]]
