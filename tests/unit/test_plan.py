@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,9 +66,6 @@ def test_the_70b_winner_keeps_its_slo_in_18_of_20_fresh_trials_and_one_replica_f
     one = best(plan)
     assert one.label == {"hardware.gpu": "b200", "engine.tensor_parallel_size": "4"}
     assert one.fleet is not None
-    excerpt = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    [line] = re.findall(r"^  1\. b200, TP 4 .*$", excerpt, re.MULTILINE)
-    assert line in str(plan)
     assert not misses_first(whole_fleets(one, plan, one.fleet.replicas), 3)
     assert misses_first(whole_fleets(one, plan, one.fleet.replicas - 1), 3)
 

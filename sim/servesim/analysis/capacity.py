@@ -18,7 +18,15 @@ from servesim.config.load import LoadedScenario
 from servesim.config.workload import ClosedLoopArrivals, TimedTrace
 from servesim.errors import Problem, StudyError
 
-__all__ = ["Attained", "Bracket", "Decision", "at_load", "capacity_bracket", "refuse_limitless"]
+__all__ = [
+    "Attained",
+    "Bracket",
+    "Decision",
+    "at_load",
+    "capacity_bracket",
+    "refuse_limitless",
+    "refuse_pools",
+]
 
 
 class Attained(Protocol):
@@ -122,3 +130,12 @@ def refuse_limitless(loaded: LoadedScenario, what: str) -> None:
     if loaded.scenario.slo == type(loaded.scenario.slo)():
         step = "give --slo ttft_p99_s=0.5, or slo in the scenario"
         raise StudyError(Problem(f"{what} needs a limit to keep", path="slo", next_step=step))
+
+
+def refuse_pools(loaded: LoadedScenario, what: str) -> None:
+    """Raise StudyError for a fleet whose replicas differ, fail or come and go."""
+    if loaded.scenario.fleet is not None:
+        step = "add --set fleet=null, then try what is found with `servesim run`"
+        raise StudyError(
+            Problem(f"{what} is of equal replicas that always serve", path="fleet", next_step=step)
+        )

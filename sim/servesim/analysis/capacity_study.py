@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from servesim.analysis.bisection import Verdict, turning_rate
-from servesim.analysis.capacity import Bracket, at_load, capacity_bracket, refuse_limitless
+from servesim.analysis.capacity import Bracket, at_load, capacity_bracket, refuse_limitless, refuse_pools
 from servesim.analysis.plan_bounds import Analytic
 from servesim.analysis.plan_constraint import first_constraint
 from servesim.analysis.plan_guess import Fluid
@@ -51,6 +51,7 @@ def study_capacity(
     Raises StudyError for a scenario without SLO, a burst, a closed loop, and too few requests for a P99.
     """
     refuse_limitless(loaded, "a capacity")
+    refuse_pools(loaded, "a capacity")
     at_load(loaded, 1.0)
     hardware, first = loaded.scenario.hardware, loaded.scenario.seed
     traffic = traffic_in(loaded)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from servesim.analysis.capacity import at_load, refuse_limitless
+from servesim.analysis.capacity import at_load, refuse_limitless, refuse_pools
 from servesim.analysis.grid import Axis, grid_points
 from servesim.analysis.plan_bounds import Analytic, Traffic, traffic_of
 from servesim.analysis.plan_fleet import Candidate, PlanQuestion
@@ -29,6 +29,7 @@ def question_of(
     """
     scenario = loaded.scenario
     refuse_limitless(loaded, "a plan")
+    refuse_pools(loaded, "a plan")
     at_load(loaded, 1.0)
     router = scenario.hardware.router if scenario.hardware.router in BLIND else "round-robin"
     return PlanQuestion(rate_per_s, router, budget, dict(prices), traffic_in(loaded))

@@ -37,10 +37,10 @@ def capacity(
     jobs: Jobs = None,
 ) -> None:
     """Find how much of its traffic a scenario can take within the SLO, and what breaks first."""
-    from servesim import studies
+    from servesim import api, studies
 
     changes = [*overrides(set_, seed), *(f"slo.{text}" for text in slo or ())]
-    loaded = studies.loaded_scenario(scenario, changes)
+    loaded = api.load(scenario, changes)
     name = loaded.scenario.name
     with output(out, f"{name}-capacity", wanted=out is not None or not json) as write:
         with progress_of(name, "trials of this rate", 1) as progress:

@@ -78,6 +78,7 @@ class OperatorLaw:
         alone_s, mixed_s = self._decode.per_context_token_s, self._decode.mixed_per_context_token_s
         self._slopes_s = tuple(layers * alone_s * paging for layers in part.window_layers)
         self._mixed_slopes_s = tuple(layers * mixed_s * paging for layers in part.window_layers)
+        self._window_layers = tuple(zip(part.windows, part.window_layers, strict=True))
         self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
         self._row_s: dict[int, float] = {}
@@ -113,7 +114,8 @@ class OperatorLaw:
             seconds += self._prefill_attention_s(chunks)
             if self._shard.prefill_linears:
                 seconds += sum(self._expansion_parts(chunks).values())
-        return max(seconds, self._graphs.launch_floor_s(num_tokens, not chunks))
+        floor_s = self._graphs.launch_floor_s(num_tokens, not chunks)
+        return seconds if seconds > floor_s else floor_s
 
     def decode_steps(
         self, num_decodes: int, context_tokens: tuple[int, ...], context_growth: tuple[int, ...]
@@ -263,10 +265,11 @@ class OperatorLaw:
 
     def _prefill_attention_s(self, chunks: tuple[tuple[int, int], ...]) -> float:
         """Attention of the prompt chunks, summed over layers."""
-        part, chunk_s, longest, seconds = self._shard, self._prefill.chunk_s, 0, 0.0
+        chunk_s, longest, seconds = self._prefill.chunk_s, 0, 0.0
         for new, cached in chunks:
-            longest = max(longest, new + cached)
-        for window, layers in zip(part.windows, part.window_layers, strict=True):
+            if new + cached > longest:
+                longest = new + cached
+        for window, layers in self._window_layers:
             layer_s = self._prefill.base_s(longest if window is None else min(longest, window))
             for new, cached in chunks:
                 layer_s += chunk_s(new, cached, window)

@@ -304,6 +304,10 @@ class OneByOneScheduler:
 
     def _start(self, plan: Plan, request: RequestState, cached: int) -> None:
         self.running[request] = self._loose[request] = None
+        self._seat(request, cached)
+        plan.admitted.append(request)
+
+    def _seat(self, request: RequestState, cached: int) -> None:
         request.status = Status.RUNNING
         request.failures = 0
         request.num_computed_tokens = cached
@@ -311,7 +315,6 @@ class OneByOneScheduler:
         self._num_admissions += 1
         if request.cached_tokens < 0:
             request.cached_tokens = cached
-        plan.admitted.append(request)
 
     # ---- closing a step, and its output ----------------------------------------------------------
 

@@ -20,6 +20,7 @@ class Status(IntEnum):
     REFUSED = 2
     RUNNING = 3
     WAITING = 4
+    LOST = 5
 
 
 class AdmissionFailure(IntEnum):
