@@ -122,6 +122,7 @@ def test_every_command_of_the_readme_can_be_given(desk: Path) -> None:
         "sensitivity",
         "explain",
         "plan",
+        "capacity",
         "check",
         "schema",
         "fragmentation",
