@@ -32,10 +32,23 @@
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], plotlyServerURL: "",
     toImageButtonOptions: { format: "svg" },
   };
+  const narrow = window.matchMedia("(max-width: 600px)");
+
+  // A narrow chart has its legend in a column: it grows by as many lines. It does without traces meant for wide ones.
+  function fitted(place, figure) {
+    const wanted = (trace) => trace.meta !== "wide" || !narrow.matches;
+    const data = figure.data.map((trace) => ({ ...trace, visible: wanted(trace) }));
+    const named = data.filter((trace) => trace.visible && trace.name && trace.showlegend !== false);
+    const lines = narrow.matches && figure.layout.showlegend !== false && named.length > 1 ? named.length : 0;
+    place.style.height = "";
+    place.style.height = `${place.clientHeight + 19 * lines}px`;
+    return data;
+  }
   for (const [name, figure] of Object.entries(figures)) {
     const place = document.getElementById(name);
-    Plotly.newPlot(place, figure.data, { ...figure.layout, template: template() }, config);
-    dark.addEventListener("change", () => Plotly.relayout(place, { template: template() }));
+    const draw = (how) => how(place, fitted(place, figure), { ...figure.layout, template: template() }, config);
+    draw(Plotly.newPlot);
+    for (const query of [dark, narrow]) query.addEventListener("change", () => draw(Plotly.react));
   }
   window.charts = { template, config, dark };  // for scripts of pages that draw as the reader asks
   document.documentElement.dataset.drawn = String(Object.keys(figures).length);

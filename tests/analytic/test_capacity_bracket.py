@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
 
-from servesim.analysis.capacity import Trial, at_load, capacity_bracket, slo_trials
+from servesim import studies
+from servesim.analysis.bisection import turning_rate
+from servesim.analysis.capacity import at_load, capacity_bracket
+from servesim.analysis.plan_trials import TrialTask, run_trial
 from servesim.config.load import load_scenario
 from servesim.errors import StudyError
+
+
+class Trial(NamedTuple):
+    """What a replication of these tests attains."""
+
+    attained: float
+    is_stable: bool = True
+
 
 EXPERIMENTS = int(os.environ.get("BRACKETS", "60"))  # BRACKETS=1000: some minutes
 CUSTOMERS = 20_000  # shorter runs see too small a P99
@@ -92,19 +105,46 @@ slo: {ttft_p99_s: 0.2}
 def test_the_capacity_of_a_scenario_is_bracketed(tmp_path: Path) -> None:
     """Its four slots can never serve more than four requests in ten steps of 6 ms or more."""
     (tmp_path / "small.yaml").write_text(SMALL)
-    loaded = load_scenario(tmp_path / "small.yaml")
-    bracket = capacity_bracket(slo_trials(loaded), 1.0, 1.0, replications=(3,), width=0.2)
-    assert 1 < bracket.low < bracket.high < 4 / (10 * 0.006) / 10
-    again = slo_trials(loaded)
-    assert all(trial.attained <= 1.0 for trial in again(bracket.low * 0.9, range(3)))
-    assert any(trial.attained > 1.0 or not trial.is_stable for trial in again(bracket.high * 1.1, range(3)))
+    found = studies.capacity(tmp_path / "small.yaml", jobs=1)
+    low, high = found.bracket_per_s
+    assert 10 < low < high < 4 / (10 * 0.006)
+    assert found.study.constraint == "TTFT: slots"
+    loaded, own = found.study.scenario, found.study.rate_per_s
+
+    def kept(rate_per_s: float) -> int:
+        tasks = (TrialTask(loaded, rate_per_s / own, 1, 1, "round-robin", seed) for seed in range(90, 96))
+        return sum(run_trial(task).keeps for task in tasks)
+
+    assert kept(low * 0.85) >= 5
+    assert kept(high * 1.15) <= 1
+    assert f"It takes {low:.3g} req/s" in str(found)
+    told = json.loads(found.to_json())
+    assert (told["kept_up_to_per_s"], told["missed_from_per_s"]) == (low, high)
 
 
 def test_loads_that_mean_nothing_are_refused() -> None:
     with pytest.raises(StudyError, match="closed loop cannot be overloaded"):
         at_load(load_scenario("closed-loop-sharegpt"), 2.0)
     with pytest.raises(StudyError, match="needs a limit"):
-        slo_trials(load_scenario("std10k"))
-    few = load_scenario("std10k", ["workload.trace.max_requests=500", "slo.ttft_p99_s=0.3"])
-    with pytest.raises(StudyError, match=r"let 1,000 be left"):
-        slo_trials(few)(1.0, [0])
+        studies.capacity("std10k")
+    with pytest.raises(StudyError, match="missed at any rate"):
+        studies.capacity("std10k", overrides=["slo.tpot_p99_s=0.001"])
+    few = ["workload.trace.max_requests=500", "slo.ttft_p99_s=0.3"]
+    with pytest.raises(StudyError, match="too few requests"):
+        studies.capacity("std10k", overrides=few, jobs=1)
+
+
+def test_a_search_asks_no_rate_twice_and_stops_when_told() -> None:
+    asked: list[float] = []
+
+    def verdict(rate: float) -> Literal["kept", "missed"]:
+        asked.append(rate)
+        return "kept" if rate <= 3.3 else "missed"
+
+    low, high = turning_rate(verdict, 1.0, 0.01)
+    assert low <= 3.3 < high <= low * 1.01
+    assert len(asked) == len(set(asked))
+    asked.clear()
+    low, high = turning_rate(verdict, 1.0, 0.01, most=5)
+    assert low <= 3.3 < high
+    assert len(asked) == 5

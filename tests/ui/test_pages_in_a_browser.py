@@ -254,6 +254,48 @@ def test_finished_results_and_cache_sizes_are_drawn(tmp_path):
         assert seen.requested == set()
 
 
+@pytest.fixture(scope="module")
+def plan_page() -> str:
+    small = ("workload.num_requests=3000", "workload.sessions=null", "workload.shared_prefixes=null")
+    asked = ["hardware.gpu=h100-sxm,a100-80gb-sxm,l40s"]
+    return studies.plan("poisson-chat", 30, asked, overrides=small, jobs=1).to_html()
+
+
+def test_the_page_of_a_plan_draws_prices_against_latencies(plan_page, tmp_path):
+    seen = visit(plan_page, tmp_path)
+    assert 'data-drawn="1"' in seen.dom
+    assert "Breaks first" in seen.dom
+    assert seen.console == []
+    assert seen.requested == set()
+
+
+def on_a_phone(page: str, folder: Path) -> dict[str, list[float]]:
+    """Width of the page, and heights of its plots without axes and legend, in a frame of 420 pixels."""
+    tell = (
+        "<script>addEventListener('load', () => parent.postMessage(JSON.stringify({"
+        "width: [document.documentElement.scrollWidth],"
+        "heights: [...document.querySelectorAll('.chart')].map((one) => one._fullLayout._size.h)"
+        "}), '*'))</script>"
+    )
+    (folder / "inner.html").write_text(page.replace("</body>", f"{tell}</body>"), encoding="utf-8")
+    frame = (
+        "<body><script>addEventListener('message', (told) => document.body.append(told.data))</script>"
+        '<iframe src="inner.html" style="width: 420px; height: 900px; border: 0"></iframe></body>'
+    )
+    told: dict[str, list[float]] = json.loads(re.findall(r'{"width".*}', visit(frame, folder).dom)[0])
+    return told
+
+
+def test_pages_fit_on_a_phone(pages, plan_page, lab_page, tmp_path):
+    """Nothing but tables is wider than the screen, and legends leave the plots room."""
+    for page in (*pages.values(), plan_page, lab_page):
+        told = on_a_phone(page, tmp_path)
+        assert told["width"][0] <= 420
+        least, *others = sorted(told["heights"])  # the least is a single bar
+        assert least >= 90
+        assert all(height >= 150 for height in others)
+
+
 def test_a_page_that_fails_and_asks_would_be_caught(pages, tmp_path):
     """The two checks above see what they look for."""
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')

@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from handmade import handmade_log
-from servesim import api
+from servesim import api, studies
 from servesim.analysis.tables import requests_frame, steps_frame
 from servesim.cli import app
 from servesim.config.load import list_data, scenario_schema
@@ -122,6 +122,7 @@ def test_every_command_of_the_readme_can_be_given(desk: Path) -> None:
         "sensitivity",
         "explain",
         "plan",
+        "capacity",
         "check",
         "schema",
         "fragmentation",
@@ -248,7 +249,14 @@ def test_the_plan_is_current() -> None:
     axes = [f"hardware.gpu={given['gpus']}", f"engine.tensor_parallel_size={given['tensor_parallel']}"]
     limits = [f"slo.{text}" for text in given["slo"]]
     found = api.plan(given["scenario"], given["rate"], axes, overrides=limits, jobs=2)
-    assert_shortened(excerpt("TPOT: bandwidth"), str(found))
+    assert_shortened(excerpt("$/M tokens"), str(found))
+
+
+def test_the_capacity_is_current() -> None:
+    [words] = [line for line in shell_lines() if line[1] == "capacity"]
+    _, given = parsed(words[1:])
+    found = studies.capacity(given["scenario"], overrides=given["set_"] or (), jobs=2)
+    assert_shortened(excerpt("It takes"), str(found))
 
 
 def test_the_check_of_excerpts_sees_an_old_figure() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from servesim import api
-from servesim.analysis.plan import Candidate, Fleet, _rank
+from servesim.analysis.plan import _rank
 from servesim.analysis.plan_bounds import Analytic, traffic_of
+from servesim.analysis.plan_fleet import Candidate, Fleet
 from servesim.analysis.plan_setup import candidates_of, question_of
 from servesim.analysis.plan_trials import Trial, TrialTask, run_trial
 from servesim.analysis.simulation import prepare
@@ -40,27 +43,31 @@ def best(plan: api.FleetPlan) -> Candidate:
     return plan.plan.candidates[0]
 
 
-def trials(one: Candidate, plan: api.FleetPlan, replicas: int, count: int) -> list[Trial]:
-    """Of whole fleets, under seeds that the plan has not seen."""
+def whole_fleets(one: Candidate, plan: api.FleetPlan, replicas: int) -> Iterator[Trial]:
+    """Under seeds that the plan has not seen."""
     question = plan.plan.question
-    return [
-        run_trial(
-            TrialTask(one.analytic.loaded, question.factor, replicas, replicas, question.router, 500 + seed)
+    for seed in range(500, 520):
+        yield run_trial(
+            TrialTask(one.analytic.loaded, question.factor, replicas, replicas, question.router, seed)
         )
-        for seed in range(count)
-    ]
 
 
-def kept(found: list[Trial]) -> int:
-    return sum(one.attained <= 1 and one.is_stable for one in found)
+def misses_first(trials: Iterator[Trial], count: int) -> bool:
+    """Whether so many of the trials miss the SLO; no more are simulated than tell."""
+    missed = (trial for trial in trials if not trial.keeps)
+    return len(list(itertools.islice(missed, count))) == count
 
 
-def test_the_winner_keeps_its_slo_on_fresh_seeds_and_one_replica_fewer_does_not(plan: api.FleetPlan) -> None:
+def test_the_70b_winner_keeps_its_slo_in_18_of_20_fresh_trials_and_one_replica_fewer_does_not() -> None:
+    """The README's question for two of its configurations; tests/benchmarks/plan.py asks it in full."""
+    plan = api.plan(
+        "azure-conv-70b", 50, ["hardware.gpu=b200,h100-sxm", "engine.tensor_parallel_size=4"], jobs=2
+    )
     one = best(plan)
-    assert one.rank == 1
+    assert one.label == {"hardware.gpu": "b200", "engine.tensor_parallel_size": "4"}
     assert one.fleet is not None
-    assert kept(trials(one, plan, one.fleet.replicas, 20)) >= 18
-    assert kept(trials(one, plan, one.fleet.replicas - 1, 20)) < 18
+    assert not misses_first(whole_fleets(one, plan, one.fleet.replicas), 3)
+    assert misses_first(whole_fleets(one, plan, one.fleet.replicas - 1), 3)
 
 
 def test_headroom_is_where_the_fleet_breaks(plan: api.FleetPlan) -> None:
@@ -137,9 +144,10 @@ def candidate(usd: float, replicas: int, smaller: Fleet) -> Candidate:
 def test_what_the_trials_do_not_decide_is_not_ranked() -> None:
     assert fleet(3, 0.8).verdict == "kept"
     assert fleet(3, 1.2, 0.05).verdict == "missed"
-    assert fleet(3, 1.0, 0.1).verdict == "undecided"
+    assert fleet(3, 0.9, 0.09).verdict == "undecided"  # all trials keep it, but only just
+    assert fleet(3, 1.0, 0.1).verdict == "missed"  # four of eight
     cheap = candidate(2.0, 10, fleet(9, 1.3))
-    near = candidate(3.5, 6, fleet(5, 1.0, 0.1))  # $21, or $17.50 if five will do
+    near = candidate(3.5, 6, fleet(5, 0.9, 0.09))  # $21, or $17.50 if five will do
     _rank([cheap, near], [cheap, near])
     assert (cheap.rank, near.rank) == (1, 1)
     near.smaller = fleet(5, 1.3)

@@ -11,8 +11,11 @@ import pytest
 
 import servesim
 from servesim.analysis.inputs import inputs_of
-from servesim.analysis.model_error import model_error
-from servesim.analysis.simulation import prepare
+from servesim.analysis.metrics import summarise
+from servesim.analysis.model_error import joint_errors, model_error
+from servesim.analysis.replications import run_replication, with_seed
+from servesim.analysis.sensitivity import Task, run_task
+from servesim.analysis.simulation import prepare, run_prepared
 from servesim.config.load import load_scenario
 from servesim.workload.altered import burstier
 
@@ -178,6 +181,42 @@ def test_the_odds_of_a_limit_follow_it(tmp_path: Path) -> None:
     both = [each for _, each in odds]
     assert both == sorted(both)
     assert both[2] == 1
+
+
+def test_the_odds_of_several_limits_are_those_of_all_at_once(tmp_path: Path) -> None:
+    """Of two limits that are kept together or not at all, and of one that is always kept."""
+    twice = study(tmp_path, TOY, "slo.e2e_p99_s=0.31", "slo.ttft_p99_s=1000", replications=2)
+    *each, together = twice.sensitivity.odds()
+    assert [set(one.limits_s) for one in each] == [{"ttft"}, {"e2el"}]
+    assert set(together.limits_s) == {"ttft", "e2el"}
+    assert together.chance.value == min(one.chance.value for one in each)
+    assert 0 < together.both <= min(one.both for one in each) < 1
+    assert "All at once" in str(twice)
+    assert "All at once" in twice.to_html()
+    assert len(json.loads(twice.to_json())["slo"]) == 3
+
+
+def test_errors_of_several_figures_are_of_the_same_runs() -> None:
+    keys = ["p99_ttft_ms", "p99_tpot_ms"]
+    joint = joint_errors(keys, "saturated", calibrated=False)
+    assert joint is not None
+    for column, key in enumerate(keys):
+        alone = model_error(key, "saturated", calibrated=False)
+        assert alone is not None
+        assert len(joint.errors) <= len(alone.errors)
+        assert set(joint.errors[:, column]) <= set(alone.errors)
+    assert joint_errors(["p99_ttft_ms", "mean_queue_ms"], "saturated", calibrated=False) is None
+
+
+def test_the_variants_of_a_trace_of_lengths_serve_the_lengths_of_the_base() -> None:
+    """They are drawn again for each replication; else a change would be mixed with other requests."""
+    loaded = load_scenario("closed-loop-sharegpt", ["workload.trace.max_requests=40"])
+    moved = [one.key for one in inputs_of(loaded, hits=False)]
+    for seed in (5, 6):
+        again = with_seed(loaded, seed)
+        base = summarise(run_replication(again))
+        assert run_task(Task(again, moved[0], 1.0, False, None)).ttft == base.ttft
+    assert base.total_input_tokens != summarise(run_prepared(prepare(loaded))).total_input_tokens
 
 
 def test_the_page_draws_every_figure(tmp_path: Path) -> None:

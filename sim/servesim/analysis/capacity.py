@@ -10,35 +10,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Protocol
 
-from servesim.analysis.caveats import Caveat
-from servesim.analysis.intervals import LEVEL, Interval, needed_samples, t_interval
-from servesim.analysis.metrics import summarise
-from servesim.analysis.replications import run_replication, with_seed
-from servesim.analysis.steady import steady_summary
-from servesim.analysis.summary import Summary
+from servesim.analysis.bisection import Verdict, turning_rate
+from servesim.analysis.intervals import LEVEL, Interval, t_interval
 from servesim.config.load import LoadedScenario
 from servesim.config.workload import ClosedLoopArrivals, TimedTrace
 from servesim.errors import Problem, StudyError
 
-__all__ = ["Bracket", "Decision", "Trial", "at_load", "capacity_bracket", "slo_trials"]
+__all__ = [
+    "Attained",
+    "Bracket",
+    "Decision",
+    "at_load",
+    "capacity_bracket",
+    "refuse_limitless",
+    "refuse_pools",
+]
 
-Verdict = Literal["kept", "missed", "undecided"]
-_WARM_UP = 0.1  # share left out of each replication, whose number varies during the search
-_MOST_DOUBLINGS = 12
 
-
-class Trial(NamedTuple):
+class Attained(Protocol):
     """What one replication attained at one rate."""
 
-    attained: float
-    is_stable: bool = True
-    """The queue does not grow to the end: otherwise a longer run would attain more."""
+    @property
+    def attained(self) -> float:
+        """To be compared with the limit."""
+        ...
+
+    @property
+    def is_stable(self) -> bool:
+        """The queue does not grow to the end: otherwise a longer run would attain more."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What was found at one rate."""
 
     rate: float
@@ -62,85 +67,42 @@ class Bracket:
 
 
 def capacity_bracket(
-    attained: Callable[[float, Sequence[int]], Sequence[Trial]],
+    attained: Callable[[float, Sequence[int]], Sequence[Attained]],
     limit: float,
     start: float,
     *,
     replications: Sequence[int] = (10, 20, 40),
     width: float = 0.02,
+    step: float = 2.0,
 ) -> Bracket:
     """The bracket of the rate up to which ``attained`` stays within ``limit`` on average.
 
-    ``attained(rate, numbers)`` simulates replications by number; ``start`` is any rate to begin from.
-    ``replications``: how many are tried before looking again; all looks hold at once with 95 % (Bonferroni).
-    Ends at a bracket of ``width``, or where neither side can be decided closer.
+    ``attained(rate, numbers)`` simulates replications by number; ``start`` is any rate to begin from, and
+    ``step`` the factor by which to leave it. ``replications``: how many are tried before looking again; all
+    looks hold at once with 95 % (Bonferroni). Ends at a bracket of ``width``, or where neither side can be
+    decided closer.
     """
-    search = _Search(attained, limit, tuple(replications))
-    low, high = search.ends(start)
-    while high > low * (1 + width):
-        middle = math.sqrt(low * high)
-        verdict = search.verdict(middle)
-        if verdict == "undecided":
-            # From here on each side is narrowed alone, against the nearest rate that cannot be decided.
-            low = search.nearest("kept", low, middle, width / 2)
-            high = search.nearest("missed", high, middle, width / 2)
-            break
-        low, high = (middle, high) if verdict == "kept" else (low, middle)
-    return Bracket(low, high, tuple(search.decisions))
+    level = 1 - (1 - LEVEL) / len(replications)
+    decisions: list[Decision] = []
 
-
-class _Search:
-    def __init__(
-        self,
-        attained: Callable[[float, Sequence[int]], Sequence[Trial]],
-        limit: float,
-        looks: tuple[int, ...],
-    ) -> None:
-        self._attained, self._limit, self._looks = attained, limit, looks
-        self._level = 1 - (1 - LEVEL) / len(looks)
-        self.decisions: list[Decision] = []
-
-    def verdict(self, rate: float) -> Verdict:
-        trials: list[Trial] = []
-        verdict: Verdict = "undecided"
-        for look in self._looks:
-            trials += self._attained(rate, range(len(trials), look))
-            interval = t_interval([trial.attained for trial in trials], self._level)
+    def verdict(rate: float) -> Verdict:
+        trials: list[Attained] = []
+        found: Verdict = "undecided"
+        for look in replications:
+            trials += attained(rate, range(len(trials), look))
+            interval = t_interval([trial.attained for trial in trials], level)
             unstable = sum(not trial.is_stable for trial in trials)
-            if 2 * unstable > len(trials) or interval.low > self._limit:
-                verdict = "missed"
-            elif interval.high <= self._limit and not unstable:
-                verdict = "kept"
-            if verdict != "undecided":
+            if 2 * unstable > len(trials) or interval.low > limit:
+                found = "missed"
+            elif interval.high <= limit and not unstable:
+                found = "kept"
+            if found != "undecided":
                 break
-        self.decisions.append(Decision(rate, interval, verdict))
-        return verdict
+        decisions.append(Decision(rate, interval, found))
+        return found
 
-    def ends(self, start: float) -> tuple[float, float]:
-        """A rate that is surely kept and one that is surely missed, by doubling and halving."""
-        found: dict[Verdict, float] = {}
-        for factor, wanted in ((2.0, "missed"), (0.5, "kept")):
-            rate = start
-            for _ in range(_MOST_DOUBLINGS):
-                verdict = self.verdict(rate)
-                if verdict == "kept":
-                    found["kept"] = max(rate, found.get("kept", 0.0))
-                if verdict == "missed":
-                    found["missed"] = min(rate, found.get("missed", math.inf))
-                if verdict == wanted or wanted in found:
-                    break
-                rate *= factor
-        return found.get("kept", 0.0), found.get("missed", math.inf)
-
-    def nearest(self, wanted: Verdict, decided: float, undecided: float, width: float) -> float:
-        """The rate nearest to ``undecided`` that gets the verdict ``wanted``, as ``decided`` does."""
-        while abs(math.log(undecided / decided)) > math.log1p(width):
-            middle = math.sqrt(decided * undecided)
-            if self.verdict(middle) == wanted:
-                decided = middle
-            else:
-                undecided = middle
-        return decided
+    low, high = turning_rate(verdict, start, width, step=step)
+    return Bracket(low, high, tuple(decisions))
 
 
 def at_load(loaded: LoadedScenario, factor: float) -> LoadedScenario:
@@ -163,30 +125,17 @@ def at_load(loaded: LoadedScenario, factor: float) -> LoadedScenario:
     return loaded.with_workload(workload.model_copy(update={"arrivals": faster}))
 
 
-def slo_trials(loaded: LoadedScenario) -> Callable[[float, Sequence[int]], list[Trial]]:
-    """For ``capacity_bracket`` with limit 1: the worst P99 over its SLO at multiples of its load."""
+def refuse_limitless(loaded: LoadedScenario, what: str) -> None:
+    """Raise StudyError for a scenario without SLO, under which ``what`` means nothing."""
     if loaded.scenario.slo == type(loaded.scenario.slo)():
-        step = "give slo.ttft_p99_s, slo.tpot_p99_s or slo.e2e_p99_s"
-        raise StudyError(Problem("a capacity needs a limit", path="slo", next_step=step))
-
-    def trial(factor: float, number: int) -> Trial:
-        run = run_replication(with_seed(at_load(loaded, factor), loaded.scenario.seed + number))
-        whole = summarise(run)
-        if any(warned.caveat is Caveat.OVERLOAD for warned in whole.warnings):
-            return Trial(_worst(whole), is_stable=False)
-        summary = steady_summary(run, _WARM_UP)
-        needed = needed_samples(0.99)
-        if summary.completed < needed:
-            problem = Problem(
-                "too few requests to judge a P99",
-                got=f"{summary.completed:,} after the warm-up",
-                next_step=f"let {needed:,} be left: raise num_requests, or take more of the trace",
-            )
-            raise StudyError(problem)
-        return Trial(_worst(summary))
-
-    return lambda factor, numbers: [trial(factor, number) for number in numbers]
+        step = "give --slo ttft_p99_s=0.5, or slo in the scenario"
+        raise StudyError(Problem(f"{what} needs a limit to keep", path="slo", next_step=step))
 
 
-def _worst(summary: Summary) -> float:
-    return max(check.p99_s / check.limit_s for check in summary.slo)
+def refuse_pools(loaded: LoadedScenario, what: str) -> None:
+    """Raise StudyError for a fleet whose replicas differ, fail or come and go."""
+    if loaded.scenario.fleet is not None:
+        step = "add --set fleet=null, then try what is found with `servesim run`"
+        raise StudyError(
+            Problem(f"{what} is of equal replicas that always serve", path="fleet", next_step=step)
+        )

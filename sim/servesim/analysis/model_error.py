@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from servesim.analysis.intervals import Interval, quantile_interval
 from servesim.config.files import shipped
 
-__all__ = ["ModelError", "model_error"]
+__all__ = ["ModelError", "joint_errors", "model_error"]
 
 Floats = NDArray[np.float64]
 _FEWEST = 5  # recorded runs from which on a load's own errors are used
@@ -42,20 +43,24 @@ def model_error(key: str, load: str, calibrated: bool) -> ModelError | None:
 
     ``calibrated``: of runs with an engine profile, judged on what it was not fitted to.
     """
-    own = [error for at, error in _rows(key, calibrated) if at == load]
-    if len(own) >= _FEWEST:
-        return ModelError(np.array(own), load)
-    every = [error for _, error in _rows(key, calibrated)]
-    return ModelError(np.array(every), "any load") if every else None
+    joint = joint_errors([key], load, calibrated)
+    return None if joint is None else ModelError(joint.errors[:, 0], joint.recorded_at)
 
 
-def _rows(key: str, calibrated: bool) -> Iterable[tuple[str, float]]:
-    wanted = "yes" if calibrated else "no"
-    return (
-        (row["load"], float(row["error"]))
-        for row in _table()
-        if row["figure"] == key and row["calibrated"] == wanted
-    )
+def joint_errors(keys: Sequence[str], load: str, calibrated: bool) -> ModelError | None:
+    """The same of several figures: a row of errors for each run of which all were recorded."""
+    runs: dict[tuple[str, str, str, int], dict[str, float]] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
+    for row in _table():
+        if row["figure"] in keys and row["calibrated"] == ("yes" if calibrated else "no"):
+            run = (row["recording"], row["row"], row["load"])
+            number = seen[*run, row["figure"]]  # runs under one name follow one another
+            seen[*run, row["figure"]] += 1
+            runs.setdefault((*run, number), {})[row["figure"]] = float(row["error"])
+    whole = {run: errors for run, errors in runs.items() if len(errors) == len(keys)}
+    own = [run for run in whole if run[2] == load]
+    at, chosen = (load, own) if len(own) >= _FEWEST else ("any load", list(whole))
+    return ModelError(np.array([[whole[run][key] for key in keys] for run in chosen]), at) if chosen else None
 
 
 @lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
-"""What can be said of a configuration without simulating it: memory, mean values, a birth-death chain.
+"""What can be said of a configuration without simulating it: memory, an idle engine, mean values.
 
 All of it is of one replica that gets an equal share of the traffic, and none of it knows the order in which
-requests come. The bound is what the mean load allows; a P99 needs more replicas. The chain is a first guess.
+requests come. The bound is what the mean load allows; a P99 needs more replicas (plan_guess).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from servesim.analysis.points import ready
 from servesim.analysis.simulation import Prepared
@@ -23,9 +24,11 @@ from servesim.workload.request import Request, Workload
 
 __all__ = ["Analytic", "Traffic", "traffic_of"]
 
+Floats = NDArray[np.float64]
+
 
 class Traffic(NamedTuple):
-    """The means of a workload."""
+    """A workload in numbers."""
 
     num_requests: int
     rate_per_s: float
@@ -37,10 +40,16 @@ class Traffic(NamedTuple):
     output_tokens: float
     decode_context_tokens: float
     """KV tokens that a decode step attends to, per request."""
+    arrivals_s: Floats
+    """Of every request, in order."""
+    prompts: Floats
+    """Tokens to compute of each."""
+    outputs: Floats
+    """Tokens to generate of each."""
 
 
 def traffic_of(workload: Workload) -> Traffic:
-    """The means of a workload whose requests wait for no service (open, with or without sessions)."""
+    """The numbers of a workload whose requests wait for no service (open, with or without sessions)."""
     seen, new_tokens = set[object](), []
     prompts, outputs, arrivals_s = [], [], []
     for request in _everything(workload):
@@ -56,6 +65,7 @@ def traffic_of(workload: Workload) -> Traffic:
     prompt, output = np.array(prompts, dtype=np.float64), np.array(outputs, dtype=np.float64)
     steps = np.maximum(output - 1, 0)
     contexts = steps * prompt + steps * (steps + 1) / 2
+    order = np.argsort(arrivals_s, kind="stable")
     first_s = [request.arrival_s for request in workload.arrivals()]
     span_s = (first_s[-1] - first_s[0]) * len(prompts) / len(first_s)
     return Traffic(
@@ -65,6 +75,9 @@ def traffic_of(workload: Workload) -> Traffic:
         long_prompt_tokens=int(np.quantile(prompt, 0.99)),
         output_tokens=float(output.mean()),
         decode_context_tokens=float(contexts.sum() / max(1.0, steps.sum())),
+        arrivals_s=np.array(arrivals_s)[order],
+        prompts=np.array(new_tokens, dtype=np.float64)[order],
+        outputs=output[order],
     )
 
 
@@ -106,11 +119,10 @@ class Analytic:
 
     def alone(self) -> str:
         """Why even an idle engine misses the SLO; empty when it does not."""
-        slo, shape = self.slo, self._shape(1, 0)
-        step_s = self.law.step_s(shape)
+        slo, step_s = self.slo, self.decode_step_s(1)
         if slo.tpot_p99_s is not None and step_s > slo.tpot_p99_s:
             return f"a decode step alone takes {step_s * 1e3:.0f} ms"
-        prefill_s = self._prefill_s(self.traffic.long_prompt_tokens)
+        prefill_s = self.prompt_s(self.traffic.long_prompt_tokens)
         if slo.ttft_p99_s is not None and prefill_s > slo.ttft_p99_s:
             tokens = f"{self.traffic.long_prompt_tokens:,} tokens (P99)"
             return f"a prompt of {tokens} alone takes {prefill_s * 1e3:.0f} ms"
@@ -125,29 +137,21 @@ class Analytic:
             low, high = (middle, high) if self._step_s(middle)[0] <= limit_s else (low, middle - 1)
         return self._step_s(low)[1] if low else 0.0
 
-    def likely_rate_per_s(self) -> float:
-        """Where the 99th percentile of the running requests does so: a birth-death chain of their number.
+    def decode_step_s(self, running: int) -> float:
+        """Time of a step in which so many requests decode, and no prompt is computed."""
+        return self.law.step_s(self._shape(running, 0))
 
-        Births at the rate of the arrivals; with n running, deaths at n / (decode steps * time of a step).
-        """
-        limit_s, (most, _) = self.slo.tpot_p99_s or math.inf, self.most_running
-        low, high = 0.0, self.most_rate_per_s()
-        for _ in range(12):
-            rate = (low + high) / 2
-            running = self._high_number(rate)
-            kept = running <= most and self._step_at(running, rate) <= limit_s
-            low, high = (rate, high) if kept else (low, rate)
-        return low
-
-    def _high_number(self, rate_per_s: float) -> int:
-        most = self.most_running[0]
-        numbers = np.unique(np.geomspace(1, most + 1, 40).astype(np.int64))
-        steps_s = [self._step_at(int(n), rate_per_s) for n in numbers]
-        every = np.arange(1, most + 1)
-        deaths = every / (self._decode_steps * np.interp(every, numbers, steps_s))
-        logs = np.concatenate(([0.0], np.cumsum(math.log(rate_per_s) - np.log(deaths))))
-        shares = np.cumsum(np.exp(logs - logs.max()))
-        return int(np.searchsorted(shares, 0.99 * shares[-1]))
+    def prompt_s(self, tokens: int, running: int = 0) -> float:
+        """What a prompt adds to the steps that compute it beside so many decoding requests."""
+        budget, done, seconds = self.prepared.engine.max_num_batched_tokens or tokens, 0, 0.0
+        beside, alone_s = self._shape(running, 0), self.decode_step_s(running) if running else 0.0
+        while done < tokens:
+            new = min(budget, tokens - done)
+            sampled = running + int(done + new == tokens)
+            shape = beside._replace(chunks=((new, done),), num_sampled=sampled)
+            seconds += self.law.step_s(shape) - alone_s
+            done += new
+        return seconds
 
     @property
     def _decode_steps(self) -> float:
@@ -177,12 +181,3 @@ class Analytic:
         )
         chunks = ((chunk, 0),) if chunk else ()
         return StepShape(running, contexts, chunks, running)
-
-    def _prefill_s(self, tokens: int) -> float:
-        budget, done, seconds = self.prepared.engine.max_num_batched_tokens or tokens, 0, 0.0
-        none = tuple(0 for _ in self.law.windows)
-        while done < tokens:
-            new = min(budget, tokens - done)
-            seconds += self.law.step_s(StepShape(0, none, ((new, done),), int(done + new == tokens)))
-            done += new
-        return seconds

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from servesim.analysis.capacity import at_load
+from servesim.analysis.capacity import at_load, refuse_limitless, refuse_pools
 from servesim.analysis.grid import Axis, grid_points
-from servesim.analysis.plan import Candidate, PlanQuestion
 from servesim.analysis.plan_bounds import Analytic, Traffic, traffic_of
+from servesim.analysis.plan_fleet import Candidate, PlanQuestion
+from servesim.analysis.plan_trials import recorded
+from servesim.analysis.replications import is_resampled
 from servesim.config.load import LoadedScenario, load_scenario
 from servesim.engine.router import BLIND
-from servesim.errors import Problem, StudyError
 from servesim.workload.build import build_workload
 
-__all__ = ["candidates_of", "question_of"]
+__all__ = ["candidates_of", "question_of", "traffic_in"]
 
 
 def question_of(
@@ -27,19 +28,19 @@ def question_of(
     without all the others.
     """
     scenario = loaded.scenario
-    if scenario.slo == type(scenario.slo)():
-        step = "give --slo ttft_p99_s=0.5, or slo in the scenario"
-        raise StudyError(Problem("a plan needs a limit to keep", path="slo", next_step=step))
-    if scenario.fleet is not None:
-        step = "add --set fleet=null, then try the winner with `servesim run`"
-        raise StudyError(
-            Problem("a plan is of equal replicas that always serve", path="fleet", next_step=step)
-        )
+    refuse_limitless(loaded, "a plan")
+    refuse_pools(loaded, "a plan")
     at_load(loaded, 1.0)
     router = scenario.hardware.router if scenario.hardware.router in BLIND else "round-robin"
+    return PlanQuestion(rate_per_s, router, budget, dict(prices), traffic_in(loaded))
+
+
+def traffic_in(loaded: LoadedScenario) -> Traffic:
+    """A scenario's traffic in numbers; a trace is kept for the trials of this process."""
+    if is_resampled(loaded):
+        return traffic_of(recorded(loaded))
     find = partial(loaded.find, "traces")
-    traffic = traffic_of(build_workload(scenario.workload, scenario.seed, find))
-    return PlanQuestion(rate_per_s, router, budget, dict(prices), traffic)
+    return traffic_of(build_workload(loaded.scenario.workload, loaded.scenario.seed, find))
 
 
 def candidates_of(

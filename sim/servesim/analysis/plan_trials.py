@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,15 +22,18 @@ from servesim.analysis.timeline import Timeline, timeline
 from servesim.config.load import LoadedScenario
 from servesim.config.scenario import Router
 from servesim.cost.step_time import StepShape
+from servesim.engine.events import Log
+from servesim.engine.router import BLIND
 from servesim.errors import Problem, StudyError
 from servesim.workload.build import build_workload
-from servesim.workload.request import Request, Workload
+from servesim.workload.request import Request
 from servesim.workload.resampled import ResampledWorkload
 
-__all__ = ["LIMITS", "Trial", "TrialTask", "run_trial"]
+__all__ = ["LIMITS", "Trial", "TrialTask", "recorded", "run_trial", "simulated_replicas"]
 
 LIMITS = {"ttft": "ttft_p99_s", "tpot": "tpot_p99_s", "e2e": "e2e_p99_s"}
 """Latency by the limit of the SLO."""
+_COUNTED = 2500  # requests of a trial, about
 WARM_UP = 0.1
 """Share of the time of arrivals that is left out at the begin."""
 
@@ -62,20 +66,44 @@ class Trial(NamedTuple):
     shape: StepShape
     """The mean step: of those that prefill, if the TTFT is worst, else as the decoding requests see it."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether all limits are kept at once, and not only for as long as the trial."""
+        return self.attained <= 1 and self.is_stable
+
+
+def simulated_replicas(replicas: int, num_requests: int, router: Router) -> int:
+    """How many of a fleet's replicas a trial simulates; all, where the router looks at them."""
+    return min(replicas, math.ceil(_COUNTED * replicas / num_requests)) if router in BLIND else replicas
+
 
 def run_trial(task: TrialTask) -> Trial:
     """Simulate a task; raises StudyError when too few requests are left to judge a P99."""
     loaded = with_seed(task.loaded, task.seed)
-    hardware = loaded.scenario.hardware.model_copy(
-        update={"replicas": task.replicas, "simulated_replicas": task.simulated, "router": task.router}
-    )
-    scenario = loaded.scenario.model_copy(update={"hardware": hardware})
-    loaded = replace(loaded, scenario=scenario)
-    if is_resampled(loaded):
-        prepared = prepare(loaded, _Faster(_redrawn(loaded), task.factor))
+    if not is_resampled(loaded):
+        run = run_prepared(prepare(_fleet(at_load(loaded, task.factor), task)))
+    elif task.router == "round-robin":
+        run = _one_by_one(loaded, task)
     else:
-        prepared = prepare(at_load(loaded, task.factor))
-    return _judge(run_prepared(prepared), task)
+        whole = Requests(tuple(_redrawn(loaded).some(slice(None), task.factor)))
+        run = run_prepared(prepare(_fleet(loaded, task), whole))
+    return _judge(run, task)
+
+
+def _fleet(loaded: LoadedScenario, task: TrialTask) -> LoadedScenario:
+    scenario = loaded.scenario
+    changes = {"replicas": task.replicas, "simulated_replicas": task.simulated, "router": task.router}
+    hardware = scenario.hardware.model_copy(update=changes)
+    return replace(loaded, scenario=scenario.model_copy(update={"hardware": hardware}))
+
+
+def _one_by_one(loaded: LoadedScenario, task: TrialTask) -> Run:
+    """The replicas in turn, each with every n-th request: what none of them gets is not even drawn."""
+    drawn, replicas = _redrawn(loaded), task.replicas
+    each = (drawn.some(slice(number, None, replicas), task.factor) for number in range(task.simulated))
+    prepared = prepare(_fleet(loaded, task._replace(replicas=1, simulated=1)), Requests(()))
+    runs = [run_prepared(replace(prepared, workload=Requests(tuple(part)))) for part in each]
+    return replace(runs[0], log=Log.of_fleet([run.log for run in runs]))
 
 
 def _judge(run: Run, task: TrialTask) -> Trial:
@@ -126,45 +154,49 @@ def _mean_shape(line: Timeline, worst: str) -> StepShape:
 # ---- the traffic -----------------------------------------------------------------------------------
 
 
-_drawn: dict[tuple[str, int], tuple[Request, ...]] = {}
+_drawn: dict[tuple[str, int], ResampledWorkload] = {}
 _KEPT = 12
 
 
-def _redrawn(loaded: LoadedScenario) -> tuple[Request, ...]:
+def _redrawn(loaded: LoadedScenario) -> ResampledWorkload:
     """The trace drawn again under the scenario's seed; kept, since other fleets of a plan serve it, too."""
     key = (loaded.scenario.workload.model_dump_json(), loaded.scenario.seed)
     if key not in _drawn:
         if len(_drawn) >= _KEPT:
             del _drawn[next(iter(_drawn))]
-        _drawn[key] = tuple(ResampledWorkload(_recorded(loaded), loaded.scenario.seed).arrivals())
+        _drawn[key] = ResampledWorkload(recorded(loaded), loaded.scenario.seed)
     return _drawn[key]
 
 
-_read: dict[str, Workload] = {}
+_read: dict[str, Requests] = {}
 
 
-def _recorded(loaded: LoadedScenario) -> Workload:
+def recorded(loaded: LoadedScenario) -> Requests:
+    """The requests of a scenario's trace; kept, since a plan asks for them again and again."""
     scenario = loaded.scenario
     key = scenario.workload.model_dump_json() + str(loaded.folders)
     if key not in _read:
         _read.clear()
         find = partial(loaded.find, "traces")
-        _read[key] = build_workload(scenario.workload, scenario.seed, find)
+        _read[key] = Requests(tuple(build_workload(scenario.workload, scenario.seed, find).arrivals()))
     return _read[key]
 
 
-class _Faster:
-    """Requests on another clock."""
+class Requests:
+    """A workload of given requests."""
 
-    def __init__(self, requests: Sequence[Request], factor: float) -> None:
-        self._requests, self._factor = requests, factor
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
 
     @property
     def num_requests(self) -> int:
+        """All of them."""
         return len(self._requests)
 
     def arrivals(self) -> Iterator[Request]:
-        return (one._replace(arrival_s=one.arrival_s / self._factor) for one in self._requests)
+        """As they are."""
+        return iter(self._requests)
 
     def follow_up(self, finished: Request, now_s: float) -> Request | None:
+        """None: nobody waits."""
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -68,7 +69,8 @@ def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepare
         draft = _profile(load_model, loaded.find("models", engine.speculative.draft_model))
     memory = memory_budget(model, gpu, engine, draft)
     if workload is None:
-        workload = build_workload(scenario.workload, scenario.seed, lambda name: loaded.find("traces", name))
+        find = partial(loaded.find, "traces")
+        workload = build_workload(scenario.workload, scenario.seed, find, redraw_lengths=loaded.redraws)
     return Prepared(loaded, gpu, model, engine, memory, workload, draft)
 
 

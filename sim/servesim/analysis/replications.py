@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +17,12 @@ from servesim.analysis.intervals import Interval, needed_samples, paired_interva
 from servesim.analysis.metrics import summarise
 from servesim.analysis.quantities import QUANTITIES, Quantity, value_of
 from servesim.analysis.run import Run
-from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.simulation import Prepared, prepare, run_prepared
 from servesim.analysis.steady import has_steady_state, steady_summary
 from servesim.analysis.summary import Summary
 from servesim.analysis.warmup import Load, arrival_span_s, cuts_of, load_of, mean_load
 from servesim.config.load import LoadedScenario
-from servesim.config.workload import LengthsTrace, TimedTrace
-from servesim.workload.build import build_workload
-from servesim.workload.request import Workload
+from servesim.config.workload import TimedTrace
 from servesim.workload.resampled import ResampledWorkload
 
 __all__ = [
@@ -128,26 +125,20 @@ def is_resampled(loaded: LoadedScenario) -> bool:
 
 
 def with_seed(loaded: LoadedScenario, seed: int) -> LoadedScenario:
-    """The scenario under another seed."""
-    return replace(loaded, scenario=loaded.scenario.model_copy(update={"seed": seed}))
+    """The scenario under another seed; the rows of a trace of lengths are drawn again by it."""
+    return replace(loaded, scenario=loaded.scenario.model_copy(update={"seed": seed}), redraws=True)
 
 
 def run_replication(loaded: LoadedScenario) -> Run:
     """One replication, under the scenario's seed."""
-    prepared = prepare(loaded, _other_lengths(loaded))
-    if is_resampled(loaded):
-        resampled = ResampledWorkload(prepared.workload, loaded.scenario.seed)
-        prepared = replace(prepared, workload=resampled)
-    return run_prepared(prepared)
+    return run_prepared(resampled(loaded, prepare(loaded)))
 
 
-def _other_lengths(loaded: LoadedScenario) -> Workload | None:
-    """A scenario's workload with the rows of its trace of lengths drawn again; None where it has no such."""
-    scenario = loaded.scenario
-    if not isinstance(scenario.workload.trace, LengthsTrace):
-        return None
-    find = partial(loaded.find, "traces")
-    return build_workload(scenario.workload, scenario.seed, find, redraw_lengths=True)
+def resampled(loaded: LoadedScenario, prepared: Prepared) -> Prepared:
+    """The prepared scenario with requests drawn from its trace, where it has one with times."""
+    if not is_resampled(loaded):
+        return prepared
+    return replace(prepared, workload=ResampledWorkload(prepared.workload, loaded.scenario.seed))
 
 
 def one_after_another(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from servesim.analysis.inputs import Input, inputs_of
 from servesim.analysis.intervals import Interval, share_interval, t_interval
 from servesim.analysis.metrics import summarise
-from servesim.analysis.model_error import ModelError, model_error
+from servesim.analysis.model_error import ModelError, joint_errors, model_error
 from servesim.analysis.quantities import QUANTITIES, value_of
-from servesim.analysis.replications import Replications, is_resampled, replicate_runs, with_seed
+from servesim.analysis.replications import Replications, replicate_runs, resampled, with_seed
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import run_prepared
 from servesim.analysis.steady import has_steady_state, steady_summary
 from servesim.analysis.summary import Summary
 from servesim.analysis.validate import regime_of
 from servesim.config.load import LoadedScenario
-from servesim.workload.resampled import ResampledWorkload
 
 __all__ = ["Effect", "Odds", "Sensitivity", "Task", "run_task", "sensitivity_of"]
 
@@ -62,10 +61,10 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Odds:
-    """The probability that a limit of the SLO is kept, by what is doubted."""
+    """The probability that limits of the SLO are kept, all at once, by what is doubted."""
 
-    metric: str
-    limit_s: float
+    limits_s: dict[str, float]
+    """By metric."""
     chance: Interval
     """Over the replications: fresh seeds, or other traffic of the trace's kind."""
     model: Interval | None
@@ -105,8 +104,10 @@ class Sensitivity:
         return model_error(key, self.load, calibrated=profile is not None)
 
     def odds(self) -> list[Odds]:
-        """The limits of the SLO, one by one."""
-        return [self._odds(number) for number in range(len(self.base.summaries[0].slo))]
+        """The limits of the SLO one by one, then, if there are several, all of them at once."""
+        numbers = range(len(self.base.summaries[0].slo))
+        each = [self._odds([number]) for number in numbers]
+        return [*each, self._odds(numbers)] if len(each) > 1 else each
 
     def _factors(self, moved: Input) -> tuple[float, ...]:
         return (1 - self.change,) if moved.down_only else (1 - self.change, 1 + self.change)
@@ -121,17 +122,24 @@ class Sensitivity:
             elasticity = _interval(np.log(ends[1] / ends[0]) / math.log(last / first))
         return Effect(moved, changes.get(1 - self.change), changes.get(1 + self.change), elasticity)
 
-    def _odds(self, number: int) -> Odds:
-        checks = [summary.slo[number] for summary in self.base.summaries]
-        limit_s, attained_s = checks[0].limit_s, np.array([check.p99_s for check in checks])
-        errors = self.model_error(f"p99_{checks[0].metric}_ms")
-        chance = share_interval(float((attained_s <= limit_s).sum()), len(attained_s))
+    def _odds(self, numbers: Sequence[int]) -> Odds:
+        checks = [[summary.slo[number] for number in numbers] for summary in self.base.summaries]
+        limits_s = {check.metric: check.limit_s for check in checks[0]}
+        limit_s = np.array(list(limits_s.values()))
+        attained_s = np.array([[check.p99_s for check in each] for each in checks])
+        kept = (attained_s <= limit_s).all(axis=1)
+        chance = share_interval(float(kept.sum()), len(checks))
+        profile = self.base.scenario.scenario.engine.profile
+        keys = [f"p99_{metric}_ms" for metric in limits_s]
+        errors = joint_errors(keys, self.load, calibrated=profile is not None)
         if errors is None:
-            return Odds(checks[0].metric, limit_s, chance, None, math.nan)
-        kept = errors.real(float(attained_s.mean())) <= limit_s
-        pairs = np.outer(attained_s, np.exp(-errors.errors)) <= limit_s
-        model = share_interval(float(kept.sum()), len(kept))
-        return Odds(checks[0].metric, limit_s, chance, model, float(pairs.mean()))
+            return Odds(limits_s, chance, None, math.nan)
+        # Latencies of one recorded run go together, and so do those of one replication.
+        real = np.exp(-errors.errors)
+        at_mean = (attained_s.mean(axis=0) * real <= limit_s).all(axis=1)
+        pairs = (attained_s[:, None] * real[None] <= limit_s).all(axis=2)
+        model = share_interval(float(at_mean.sum()), len(real))
+        return Odds(limits_s, chance, model, float(pairs.mean()))
 
 
 def sensitivity_of(
@@ -166,11 +174,7 @@ def sensitivity_of(
 def run_task(task: Task) -> Summary:
     """The figures of one replication with one input moved."""
     [moved] = [one for one in inputs_of(task.loaded, task.hits) if one.key == task.key]
-    prepared = moved.move(task.loaded, task.factor)
-    if is_resampled(task.loaded):
-        resampled = ResampledWorkload(prepared.workload, task.loaded.scenario.seed)
-        prepared = replace(prepared, workload=resampled)
-    run = run_prepared(prepared)
+    run = run_prepared(resampled(task.loaded, moved.move(task.loaded, task.factor)))
     return summarise(run) if task.cut is None or not has_steady_state(run) else steady_summary(run, task.cut)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from servesim.analysis.bisection import Verdict, turning_rate
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
@@ -46,22 +47,20 @@ def find_capacity(
     """
     loaded = load_scenario(source, overrides)
     path, base = _rate_setting(loaded)
-    kept, missed, reason, offered = 0.0, math.inf, "", math.nan
-    factor, trials = 1.0, 0
-    while trials < _TRIALS and not missed <= kept * (1 + _WIDTH):
+    reasons: dict[float, str] = {}
+    offered = math.nan
+
+    def verdict(factor: float) -> Verdict:
+        nonlocal offered
         run = run_prepared(prepare(load_scenario(source, [*overrides, f"{path}={base * factor!r}"])))
-        trials += 1
         on_trial()
-        summary = summarise(run)
         if math.isnan(offered):
-            offered = summary.offered_rate / factor
-        trouble = _trouble(run)
-        if trouble:
-            missed, reason = factor, trouble
-        else:
-            kept = factor
-        factor = kept * 2 if math.isinf(missed) else (kept + missed) / 2 if kept else missed / 2
-    return Capacity(kept * offered, missed * offered, trials, reason)
+            offered = summarise(run).offered_rate / factor
+        reasons[factor] = _trouble(run)
+        return "missed" if reasons[factor] else "kept"
+
+    kept, missed = turning_rate(verdict, 1.0, _WIDTH, most=_TRIALS)
+    return Capacity(kept * offered, missed * offered, len(reasons), reasons.get(missed, ""))
 
 
 def _rate_setting(loaded: LoadedScenario) -> tuple[str, float]:

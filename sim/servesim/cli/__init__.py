@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from servesim.cli import commands, explain, lab, plan, studies  # noqa: F401  # they add their commands to the app
+from servesim.cli import capacity, commands, explain, lab, plan, studies  # noqa: F401  # they add their commands to the app
 from servesim.cli.shared import app
 from servesim.errors import ServesimError
 

@@ -92,6 +92,8 @@ class LoadedScenario:
     file: Path
     folders: tuple[Path, ...]
     """The folder of its file, then those of the files it extends."""
+    redraws: bool = False
+    """The rows of its trace of lengths, if it has one, are drawn again by the seed."""
 
     @property
     def folder(self) -> Path:

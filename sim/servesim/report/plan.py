@@ -1,4 +1,4 @@
-"""A plan as text, JSON and page: the ranking, what breaks first, and why the others lost."""
+"""A plan as text and JSON: the ranking, what breaks first, and why the others lost."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from importlib.metadata import version
 from typing import Any
 
 from servesim.analysis.intervals import Interval
-from servesim.analysis.plan import CHANCE, Candidate, Fleet, Plan
+from servesim.analysis.plan import Plan
+from servesim.analysis.plan_fleet import CHANCE, Candidate, Fleet
 from servesim.analysis.plan_trials import LIMITS
-from servesim.report.charts import BLUE, ORANGE, Figure
-from servesim.report.html import figure_page
-from servesim.report.sections import Table
+from servesim.report.words import slo_words
 
-__all__ = ["plan_html", "plan_json", "plan_text"]
+__all__ = ["HEAD", "cells", "loss", "name", "notes", "per_million", "plan_json", "plan_text", "why"]
 
 _WIDTH = 118
-_HEAD = (
+HEAD = (
     "Replica",
     "Replicas",
     "GPUs",
@@ -30,7 +29,6 @@ _HEAD = (
     "On",
 )
 _WIDTHS = (28, 9, 6, 9, 11, 15, 15, 10, 0)
-_GREY = "#7b858e"
 _SHORT_RUN = 0.1  # longest requests over the time of the arrivals from which on there is a warning
 _SHORT = {"hardware.gpu": "", "engine.tensor_parallel_size": "TP "}
 
@@ -38,25 +36,25 @@ _SHORT = {"hardware.gpu": "", "engine.tensor_parallel_size": "TP "}
 def plan_text(plan: Plan) -> str:
     """The ranked table, then the configurations that lost."""
     scenario, question = plan.scenario.scenario, plan.question
-    limits = ", ".join(_limits(plan))
+    asked = (scenario.model, f"{question.rate_per_s:g} req/s", *slo_words(scenario.slo))
     lines = [
         f"{' Plan ':=^{_WIDTH}}",
-        f"{scenario.name}: {scenario.model}, {question.rate_per_s:g} req/s, {limits}",
+        f"{scenario.name}: {', '.join(asked)}",
     ]
     if question.budget_usd_per_hour is not None:
         lines.append(f"Budget: ${question.budget_usd_per_hour:,.0f}/h")
     ranked = [one for one in plan.candidates if one.rank]
     if ranked:
-        lines.append("     " + _row(_HEAD))
-    lines += [f"{one.rank:>3}. " + _row(_cells(plan, one)) for one in ranked]
-    lines += [f"     {_why(one)}" for one in ranked[:1]]
+        lines.append("     " + _row(HEAD))
+    lines += [f"{one.rank:>3}. " + _row(cells(plan, one)) for one in ranked]
+    lines += [f"     {why(one)}" for one in ranked[:1]]
     if not ranked:
         lines.append("No configuration keeps the SLO.")
     lost = [one for one in plan.candidates if not one.rank]
     if lost:
         lines.append(f"{' Not ranked ':-^{_WIDTH}}")
-        lines += [f"{name(one):<28} {_short(_loss(one))}" for one in lost]
-    lines += ["=" * _WIDTH, *_notes(plan)]
+        lines += [f"{name(one):<28} {loss(one)}" for one in lost]
+    lines += ["=" * _WIDTH, *notes(plan)]
     return "\n".join(lines) + "\n"
 
 
@@ -65,21 +63,14 @@ def name(one: Candidate) -> str:
     return ", ".join(_SHORT.get(path, f"{path}=") + value for path, value in one.label.items())
 
 
-def _limits(plan: Plan) -> Iterator[str]:
-    slo = plan.scenario.scenario.slo
-    for latency, key in LIMITS.items():
-        limit_s = getattr(slo, key)
-        if limit_s is not None:
-            yield f"P99 {latency.upper()} <= {limit_s * 1e3:g} ms"
-
-
 def _row(cells: tuple[str, ...]) -> str:
     aligned = [f"{cells[0]:<{_WIDTHS[0]}}"]
     aligned += [f"{cell:>{width}}" for cell, width in zip(cells[1:-1], _WIDTHS[1:-1], strict=True)]
     return "".join((*aligned, "  ", cells[-1])).rstrip()
 
 
-def _cells(plan: Plan, one: Candidate) -> tuple[str, ...]:
+def cells(plan: Plan, one: Candidate) -> tuple[str, ...]:
+    """A ranked configuration, under HEAD."""
     assert one.fleet is not None
     low, high = one.breaks_at_per_s or (math.nan, math.nan)
     dollars = one.usd_per_hour
@@ -88,7 +79,7 @@ def _cells(plan: Plan, one: Candidate) -> tuple[str, ...]:
         f"{one.fleet.replicas:,}",
         f"{one.fleet.replicas * one.gpus_per_replica:,}",
         "n/a" if dollars is None else f"{dollars:,.2f}",
-        "n/a" if dollars is None else f"{_per_million(plan, dollars):.2f}",
+        "n/a" if dollars is None else f"{per_million(plan, dollars):.2f}",
         _ms(one.fleet.p99_s("ttft")),
         _ms(one.fleet.p99_s("tpot")),
         f"> {low:.1f}" if math.isinf(high) else f"{(low + high) / 2:.1f} /s",
@@ -96,7 +87,7 @@ def _cells(plan: Plan, one: Candidate) -> tuple[str, ...]:
     )
 
 
-def _per_million(plan: Plan, usd_per_hour: float) -> float:
+def per_million(plan: Plan, usd_per_hour: float) -> float:
     """Dollars for a million output tokens at the asked rate."""
     tokens_per_hour = plan.question.rate_per_s * plan.question.traffic.output_tokens * 3600
     return usd_per_hour / tokens_per_hour * 1e6
@@ -108,7 +99,8 @@ def _ms(of: Interval) -> str:
     return f"{of.value * 1e3:.{decimals}f}{half}"
 
 
-def _why(one: Candidate) -> str:
+def why(one: Candidate) -> str:
+    """What the trials of a fleet and of one replica fewer say."""
     assert one.fleet is not None
     if one.smaller is None:
         fewer = "1 replica is" if one.fleet.replicas == 1 else f"{one.fleet.replicas:,} replicas are"
@@ -117,25 +109,22 @@ def _why(one: Candidate) -> str:
 
 
 def _kept(fleet: Fleet) -> str:
-    kept = sum(trial.attained <= 1 and trial.is_stable for trial in fleet.trials)
+    kept = fleet.kept
     replicas = "1 replica keeps" if fleet.replicas == 1 else f"{fleet.replicas:,} replicas keep"
     return f"{replicas} the SLO in {kept} of {len(fleet.trials)} trials"
 
 
-def _loss(one: Candidate) -> str:
+def loss(one: Candidate) -> str:
+    """Why a configuration is not ranked, without the sum of the memory's parts."""
     if one.fleet is None:
-        return one.lost
+        return one.lost.split(": weights ")[0]
     about = f"about {one.fleet.replicas:,} replicas"
     dollars = "" if one.usd_per_hour is None else f", ${one.usd_per_hour:,.0f}/h"
     return f"{about}{dollars}: {one.lost}"
 
 
-def _short(loss: str) -> str:
-    """Without the sum of the memory's parts."""
-    return loss.split(": weights ")[0]
-
-
-def _notes(plan: Plan) -> Iterator[str]:
+def notes(plan: Plan) -> Iterator[str]:
+    """How the plan was made, and what to heed."""
     ranks = [one.rank for one in plan.candidates if one.rank]
     yield (
         f"A fleet is ranked when a fresh trial keeps the SLO with a chance of {CHANCE:.0%}. P99s are means "
@@ -190,7 +179,7 @@ def _object(plan: Plan, one: Candidate) -> dict[str, Any]:
         "replicas": one.fleet.replicas if one.fleet else None,
         "num_gpus": one.fleet.replicas * one.gpus_per_replica if one.fleet else None,
         "usd_per_hour": dollars,
-        "usd_per_million_output_tokens": None if dollars is None else _per_million(plan, dollars),
+        "usd_per_million_output_tokens": None if dollars is None else per_million(plan, dollars),
         "fewest_replicas_by_mean_load": one.least or None,
         "fleet": None if one.fleet is None else _fleet(one.fleet),
         "one_fewer": None if one.smaller is None else _fleet(one.smaller),
@@ -204,7 +193,7 @@ def _fleet(fleet: Fleet) -> dict[str, Any]:
         "replicas": fleet.replicas,
         "verdict": fleet.verdict,
         "trials": len(fleet.trials),
-        "trials_that_keep_the_slo": sum(one.attained <= 1 and one.is_stable for one in fleet.trials),
+        "trials_that_keep_the_slo": fleet.kept,
         **{f"p99_{latency}_ms": _interval(fleet.p99_s(latency)) for latency in LIMITS},
     }
 
@@ -212,81 +201,3 @@ def _fleet(fleet: Fleet) -> dict[str, Any]:
 def _interval(of: Interval) -> dict[str, float | None]:
     values = {"mean": of.value, "low": of.low, "high": of.high}
     return {key: value * 1e3 if math.isfinite(value) else None for key, value in values.items()}
-
-
-# ---- the page --------------------------------------------------------------------------------------
-
-
-def plan_html(plan: Plan) -> str:
-    """The plan as one offline page."""
-    scenario = plan.scenario.scenario
-    ranked = [one for one in plan.candidates if one.rank]
-    lost = [one for one in plan.candidates if not one.rank]
-    return figure_page(
-        "plan.html.j2",
-        {"pareto": _pareto(plan)} if any(one.fleet for one in plan.candidates) else {},
-        title=f"{scenario.name}: plan",
-        subtitle=f"{scenario.model}, {plan.question.rate_per_s:g} req/s, {', '.join(_limits(plan))}",
-        answer=_answer(plan, ranked),
-        ranking=Table(
-            "Ranking", ("Rank", *_HEAD), tuple((str(one.rank), *_cells(plan, one)) for one in ranked)
-        ),
-        lost=Table("Not ranked", ("Replica", "Why"), tuple((name(one), _loss(one)) for one in lost), "words"),
-        notes=tuple(_notes(plan)),
-    )
-
-
-def _answer(plan: Plan, ranked: list[Candidate]) -> str:
-    if not ranked:
-        return "No configuration keeps the SLO."
-    best = ranked[0]
-    assert best.fleet is not None
-    gpus = best.fleet.replicas * best.gpus_per_replica
-    dollars = "" if best.usd_per_hour is None else f", ${best.usd_per_hour:,.2f} per hour"
-    return f"{gpus:,} × {best.gpu} in {best.fleet.replicas:,} replicas ({name(best)}){dollars}. {_why(best)}"
-
-
-def _pareto(plan: Plan) -> Figure:
-    """Price against the worst P99, as a share of its limit: of every smallest fleet that keeps the SLO."""
-    found = sorted((one for one in plan.candidates if one.fleet), key=lambda one: one.weight)
-    above = {id(one): place % 2 == 0 for place, one in enumerate(found)}  # labels do not overlap
-    front = [one for place, one in enumerate(found) if all(_worst(one) < _worst(o) for o in found[:place])]
-    line: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "Nothing cheaper is faster",
-        "x": [one.weight for one in front],
-        "y": [_worst(one) * 100 for one in front],
-        "line": {"color": _GREY, "width": 1.5, "shape": "hv", "dash": "4px,3px"},
-        "hoverinfo": "skip",
-    }
-    groups = (("Ranked", True, BLUE), ("One trial only", False, ORANGE))
-    data: list[dict[str, Any]] = [line] if len(front) > 1 else []
-    for title, is_ranked, colour in groups:
-        of = [one for one in found if bool(one.rank) == is_ranked]
-        if not of:
-            continue
-        data.append({
-            "type": "scatter",
-            "mode": "markers+text",
-            "name": title,
-            "x": [one.weight for one in of],
-            "y": [_worst(one) * 100 for one in of],
-            "text": [f"{one.fleet.replicas} × {name(one)}" for one in of if one.fleet],
-            "textposition": ["top center" if above[id(one)] else "bottom center" for one in of],
-            "marker": {"color": colour, "size": 11},
-            "cliponaxis": False,
-            "hovertemplate": "%{text}: %{x:,.2f}, %{y:.0f} %<extra></extra>",
-        })  # fmt: skip
-    priced = all(one.usd_per_replica_hour is not None for one in found)
-    layout = {
-        "xaxis": {"title": {"text": "Price of the fleet ($/h)" if priced else "GPUs"}},
-        "yaxis": {"title": {"text": "Worst P99 over its limit (%)"}, "rangemode": "tozero"},
-        "hovermode": "closest",
-    }
-    return {"data": data, "layout": layout}
-
-
-def _worst(one: Candidate) -> float:
-    assert one.fleet is not None
-    return sum(trial.attained for trial in one.fleet.trials) / len(one.fleet.trials)

@@ -70,8 +70,7 @@ def sensitivity_json(of: Sensitivity) -> str:
         "figures": figures,
         "slo": [
             {
-                "metric": one.metric,
-                "limit_s": one.limit_s,
+                "limits_s": one.limits_s,
                 ("workload" if of.base.resampled else "seeds"): _interval(one.chance),
                 "model": _interval(one.model),
                 "both": one.both,
@@ -217,7 +216,8 @@ def _odds_head(of: Sensitivity) -> tuple[str, str, str]:
 
 
 def _odds_cells(one: Odds) -> tuple[str, str, str, str]:
-    limit = f"P99 {one.metric.upper()} <= {one.limit_s * 1e3:g} ms"
+    [(metric, limit_s), *others] = one.limits_s.items()
+    limit = "All at once" if others else f"P99 {metric.upper()} <= {limit_s * 1e3:g} ms"
     model = "not recorded" if one.model is None else _share(one.model)
     both = "n/a" if math.isnan(one.both) else format_share(one.both)
     return limit, _share(one.chance), model, both

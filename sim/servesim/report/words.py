@@ -10,6 +10,9 @@ from servesim.analysis.comparison import Difference
 from servesim.analysis.summary import SloCheck
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from servesim.config.scenario import SloConfig
     from servesim.cost.memory import MemoryBudget
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "figure_text",
     "memory_parts",
     "percent",
+    "slo_words",
     "verdict",
 ]
 
@@ -78,6 +82,13 @@ def verdict(check: SloCheck) -> str:
     if math.isnan(check.p99_s):
         return "unknown"
     return "met" if check.met else "missed"
+
+
+def slo_words(slo: SloConfig) -> Iterator[str]:
+    """The limits that are set, as "P99 TTFT <= 500 ms"."""
+    for latency, limit_s in (("TTFT", slo.ttft_p99_s), ("TPOT", slo.tpot_p99_s), ("E2E", slo.e2e_p99_s)):
+        if limit_s is not None:
+            yield f"P99 {latency} <= {limit_s * 1e3:g} ms"
 
 
 def change(row: Difference) -> str:

@@ -8,7 +8,9 @@ prefix cache does not hit on a repetition that the traffic never had.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -27,12 +29,15 @@ class ResampledWorkload:
     def __init__(self, recorded: Workload, seed: int) -> None:
         self._requests: Sequence[Request] = tuple(recorded.arrivals())
         count = len(self._requests)
-        self._block = -(-count // BLOCKS)
-        draws = Stream(seed, "resample").uniforms(0, -(-count // self._block))
-        self._starts = (draws * count).astype(np.int64).tolist()
-        arrival_s = [request.arrival_s for request in self._requests]
+        block = -(-count // BLOCKS)
+        draws = Stream(seed, "resample").uniforms(0, -(-count // block))
+        starts = np.repeat((draws * count).astype(np.int64), block)[:count]
+        self._rows = (starts + np.arange(count) % block) % count
+        arrival_s = np.array([request.arrival_s for request in self._requests])
         mean_s = (arrival_s[-1] - arrival_s[0]) / max(1, count - 1)
-        self._gaps_s = [mean_s, *np.diff(arrival_s).tolist()]
+        gaps_s = np.concatenate(([mean_s], np.diff(arrival_s)))[self._rows]
+        gaps_s[0] = 0.0
+        self._arrival_s = np.cumsum(gaps_s)
 
     @property
     def num_requests(self) -> int:
@@ -41,20 +46,30 @@ class ResampledWorkload:
 
     def arrivals(self) -> Iterator[Request]:
         """The drawn requests; the first one comes at 0."""
-        now_s, count = 0.0, len(self._requests)
-        drawn: dict[int, int] = {}
-        for index in range(count):
-            start = self._starts[index // self._block]
-            row = (start + index % self._block) % count
-            now_s += self._gaps_s[row] if index else 0.0
-            copy = drawn[row] = drawn.get(row, -1) + 1
+        return self.some(slice(None))
+
+    def some(self, which: slice, speed: float = 1.0) -> Iterator[Request]:
+        """Some of them, ``speed`` times as fast."""
+        rows, arrival_s = self._rows[which].tolist(), (self._arrival_s[which] / speed).tolist()
+        for index, row, time_s in zip(range(len(self._rows))[which], rows, arrival_s, strict=True):
             request = self._requests[row]
+            prompt = request.prompt
             yield request._replace(
                 index=index,
                 request_id=f"{request.request_id}-draw-{index}",
-                arrival_s=now_s,
-                prompt=tuple(_renamed(part, copy) for part in request.prompt),
+                arrival_s=time_s,
+                prompt=prompt and tuple(_renamed(part, self._copies[index]) for part in prompt),
             )
+
+    @cached_property
+    def _copies(self) -> list[int]:
+        """How often each request was drawn before."""
+        drawn: Counter[int] = Counter()
+        copies = []
+        for row in self._rows.tolist():
+            copies.append(drawn[row])
+            drawn[row] += 1
+        return copies
 
     def follow_up(self, finished: Request, now_s: float) -> Request | None:
         """None: recorded requests come when they came."""
