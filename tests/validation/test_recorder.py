@@ -20,6 +20,8 @@ from record.stand_in import StandIn
 from record.start import start_folder
 
 from servesim.analysis.recorded import read_folder
+from servesim.analysis.schedule_replay import replay_schedule
+from servesim.analysis.simulation import prepare
 from servesim.analysis.validate import validate_folder
 from servesim.config.load import read_yaml
 from servesim.config.profiles import load_model
@@ -139,10 +141,44 @@ def test_every_plan_names_shapes_that_exist_and_tells_its_jobs_apart():
     assert {"cpu", "cpu-features", "gpu-main", "gpu-features", "gpu-moe"} <= set(PLANS)
 
 
-def test_steps_with_speculation_are_refused_by_name(tmp_path):
+def speculating(overrides=()):
     (job,) = PLANS["gpu-speculation"]
+    settings = {**SETTINGS, "speculative_config": job.settings["speculative_config"]}
+    return replace(
+        JOB, settings=settings, grid=None, prefix=job.prefix, overrides=(*job.overrides, *overrides)
+    )
+
+
+def test_drafts_and_what_was_accepted_of_them_replay_as_recorded(tmp_path):
     path = tmp_path / "cpu-core-stand-in-llama-c57m"
-    record(path, replace(JOB, grid=None, prefix=job.prefix, overrides=job.overrides))
+    record(path, speculating())
+    recorded = read_folder(path)
+    steps = [step for run in recorded.stepwise.runs for step in run.steps]
+    assert {count for step in steps for count in step.accepted.values()} == {0, 1, 2, 3, 4}
+    found = validate_folder(recorded)
+    assert found.refusals == ()
+    loads = {check.load for check in found.stepwise.schedules}
+    assert loads == {"burst, ngram", "60 %, ngram", "150 %, ngram"}
+    assert all(not check.differences for check in found.stepwise.schedules)
+    assert sum(check.preemptions for check in found.stepwise.schedules) > 0
+
+
+def test_another_number_of_accepted_drafts_is_another_schedule(tmp_path):
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    record(path, speculating())
+    run = read_folder(path).stepwise.runs[0]
+    number, step = next((i, step) for i, step in enumerate(run.steps) if 4 in step.accepted.values())
+    less = step._replace(accepted=dict.fromkeys(step.accepted, 0))
+    changed = replace(run, steps=(*run.steps[:number], less, *run.steps[number + 1 :]))
+    prepared = prepare(run.load_scenario(), run.workload())
+    assert replay_schedule(run, prepared).difference == ""
+    assert replay_schedule(changed, prepared).difference
+
+
+def test_speculation_ahead_of_its_own_outputs_is_refused_by_name(tmp_path):
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    ahead = ("engine.speculative.method=mtp", "engine.async_scheduling=true")
+    record(path, speculating(ahead))
     found = validate_folder(read_folder(path))
     assert {refusal.row for refusal in found.refusals} == {
         "ngram-chat-burst",

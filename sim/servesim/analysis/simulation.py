@@ -18,7 +18,7 @@ from servesim.config.workload import ClosedLoopArrivals
 from servesim.cost.first_calls import after
 from servesim.cost.memory import MemoryBudget, memory_budget
 from servesim.cost.step_time import StepTime, build_step_time
-from servesim.engine.acceptance import build_acceptance
+from servesim.engine.acceptance import RecordedDrafts, build_acceptance
 from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
 from servesim.engine.events import Log
@@ -49,6 +49,8 @@ class Prepared:
     """The model that drafts, where one does."""
     rows_met: tuple[int, ...] = ()
     """Tokens of steps that the server ran before; they matter to cost.first_calls only."""
+    drafts: RecordedDrafts | None = None
+    """Takes the place of the scenario's law of acceptance."""
 
 
 def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
@@ -139,8 +141,9 @@ def _replica(
 ) -> tuple[Replica, NotedAcceptance | None]:
     """An engine with an empty cache, and what says which drafts it accepts."""
     engine, loaded, accept = prepared.engine, prepared.loaded, None
+    drafts = prepared.drafts
     if engine.speculative is not None:
-        law = build_acceptance(
+        law = drafts or build_acceptance(
             engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
         )
         accept = NotedAcceptance(law)
@@ -152,6 +155,7 @@ def _replica(
         one_by_one=one_by_one,
         track_ids=track_ids,
         accept=accept,
+        propose=drafts.propose if drafts else None,
         sampling=sampling,
         beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -41,13 +42,16 @@ def main() -> int:
             command = [sys.executable, "-m", "record", *sys.argv[1:]]
             command += ["--job", str(number), str(repeat), str(begin + limit_s)]
             try:
-                status: object = subprocess.run(command, timeout=limit_s + 20, check=False).returncode
+                status: object = subprocess.run(
+                    command, timeout=limit_s + 20, check=False, env={**os.environ, **dict(job.environment)}
+                ).returncode
             except subprocess.TimeoutExpired:
                 status = "killed at its limit"
             took_s = time.time() - begin
             print(f"{job.shape} {job.prefix} repeat {repeat + 1}: {status}, {took_s:.0f} s", flush=True)
     for folder in {_folder(arguments, job) for job in jobs}:
         if folder.is_dir():
+            Folder(folder).merge_kernels()
             Folder(folder).compress()
     return 0
 
@@ -89,7 +93,7 @@ def _child(arguments: argparse.Namespace, job: Job, repeat: int, deadline: float
     if job.grid is not None:
         if job.grid.served:
             session.grid(job.grid, repeat)
-        if job.grid.operator_lengths:
+        if job.grid.operator_lengths or job.grid.first_lengths:
             session.operators(job.grid)
     for online in job.onlines:
         session.online(online, repeat)

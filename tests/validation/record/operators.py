@@ -9,15 +9,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
+
+from record.folder import KERNEL_COLUMNS
 
 __all__ = ["OperatorTimes"]
 
 Key = tuple[Any, ...]
-_PER_LAYER = {"RMSNorm": 2, "RotaryEmbedding": 1, "SiluAndMul": 1}
-_TIMED = ("Linear", "LogitsProcessor", "MoERunner", *_PER_LAYER)
-_MOVED = {"RMSNorm": 4, "RotaryEmbedding": 2, "SiluAndMul": 1.5}
+_KINDS = {"RMSNorm": "norm", "RotaryEmbedding": "rotation", "SiluAndMul": "activation"}
+"""Kernels that only move data, and what the law calls them."""
+_TIMED = ("Linear", "LogitsProcessor", "MoERunner", *_KINDS)
+_MOVED = {"norm": 4, "head_norm": 2, "rotation": 2, "activation": 1.5}
 """Values read and written per value of the input: a norm also adds the residual, the activation halves."""
 
 
@@ -54,12 +57,13 @@ class OperatorTimes:
         """A router may be called by the experts that it chooses; its time is its own."""
         begin_s, within_s = self._open.pop()
         seconds = time.thread_time() - begin_s
+        inputs = inputs or tuple(named.values())
         if self._open:
             self._open[-1][1] += seconds
         else:
             self._inside_s += seconds
-        if self.on and module is not self._model and module is not self._sampler:
-            self._times[self._key(module, inputs or tuple(named.values()))].append(seconds - within_s)
+        if self.on:
+            self._times[self._key(module, inputs)].append(seconds - within_s)
 
     def stepped(self, seconds: float) -> None:
         """A step of decodes is over: what neither model nor sampler took is the host's."""
@@ -70,6 +74,10 @@ class OperatorTimes:
     def _key(self, module: Any, inputs: Any) -> Key:
         kind = type(module).__name__
         batch, context, decoding = self.batch
+        if module is self._model:
+            return "between", batch if decoding else context
+        if module is self._sampler:
+            return "sampling", *inputs[0].shape
         if kind == "Attention":
             op = "generation_attention" if decoding else "context_attention"
             return op, batch, context, module.num_heads, module.num_kv_heads, module.head_size
@@ -83,9 +91,12 @@ class OperatorTimes:
             moe = module.moe_config
             width, hidden = moe.intermediate_size_per_partition, moe.hidden_dim
             return "moe", inputs[0].shape[0], width, hidden, moe.num_experts, moe.experts_per_token
-        name = next(each for each in _PER_LAYER if kind.endswith(each))
-        values = inputs[1:3] if name == "RotaryEmbedding" else inputs[:1]  # positions, query, key
-        return "elementwise", name, inputs[0].shape[0], sum(each.shape[-1] for each in values)
+        name = _KINDS[next(each for each in _KINDS if kind.endswith(each))]
+        values = inputs[1:3] if name == "rotation" else inputs[:1]  # positions, query, key
+        width = values[0].shape[-1]
+        if name == "norm" and values[0].dim() > 2:  # of every head
+            return "elementwise", "head_norm", values[0].numel() // width, width
+        return "elementwise", name, values[0].shape[0], sum(each.shape[-1] for each in values)
 
     def rows(self) -> Iterator[list[object]]:
         """The median time of every operator and size, as rows of kernels.csv."""
@@ -93,32 +104,26 @@ class OperatorTimes:
         if self.first:
             yield from self._first_rows(medians)
             return
-        moving: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
         for (op, *sizes), latency_us in medians.items():
             if op == "gemm":
-                yield self._row(op, ["", *sizes, *[""] * 7], "torch", latency_us)
-            elif op == "host":
-                yield self._row(op, ["", "", "", "", *sizes, *[""] * 6], "engine", latency_us)
+                yield self._row(op, latency_us, kernel="torch", **dict(zip("mnk", sizes, strict=True)))
             elif op == "moe":
-                rows, width, hidden, *chosen = sizes
                 # Random weights route at random: the recorder looked, and the law's expectation was met.
-                yield self._row(
-                    op,
-                    ["", rows, width, hidden, *[""] * 7],
-                    "cpu_fused_moe",
-                    latency_us,
-                    [*chosen, "uniform"],
-                )
+                named = dict(zip(("m", "n", "k", "num_experts", "experts_per_token"), sizes, strict=True))
+                yield self._row(op, latency_us, kernel="cpu_fused_moe", routing="uniform", **named)
             elif op == "elementwise":
                 kind, rows, width = sizes
-                count = _PER_LAYER[kind]
-                moving[rows] += [(rows * width * _MOVED[kind], latency_us)] * count
+                moved = round(rows * width * _MOVED[kind])
+                yield self._row(op, latency_us, kernel=kind, m=rows, n=width, elements=moved)
+            elif op == "host":
+                yield self._row(op, latency_us, kernel="engine", batch=sizes[0])
+            elif op == "between":
+                yield self._row(op, latency_us, kernel="engine", m=sizes[0])
+            elif op == "sampling":
+                yield self._row(op, latency_us, kernel="engine", m=sizes[0], n=sizes[1])
             else:
-                yield self._row(op, ["bfloat16", "", "", "", *sizes, "", ""], "cpu_attn", latency_us)
-        for rows, kernels in moving.items():  # the law knows the kernels of a layer by their mean
-            elements, latency_us = (sum(column) / len(kernels) for column in zip(*kernels, strict=True))
-            sizes = ["", rows, "", "", "", "", "", "", "", "", round(elements)]
-            yield self._row("elementwise", sizes, "mean of a layer", latency_us)
+                named = dict(zip(("batch", "seq", "heads", "kv_heads", "head_dim"), sizes, strict=True))
+                yield self._row(op, latency_us, kernel="cpu_attn", kv_dtype="bfloat16", **named)
 
     def _first_rows(self, medians: dict[Key, float]) -> Iterator[list[object]]:
         """By how much the first call of a product was longer than the later ones: those of other layers."""
@@ -126,10 +131,13 @@ class OperatorTimes:
             times = self._times[(op, *sizes)]
             if op == "gemm" and len(times) > 2:
                 extra_us = max(1e6 * times[0] - later_us, 1.0)
-                yield self._row("gemm_first", ["", *sizes, *[""] * 7], "torch", extra_us)
+                yield self._row(
+                    "gemm_first", extra_us, kernel="torch", **dict(zip("mnk", sizes, strict=True))
+                )
 
-    def _row(
-        self, op: str, sizes: list[object], kernel: str, latency_us: float, experts: Sequence[object] = ()
-    ) -> list[object]:
-        routed = experts or ["", "", ""]
-        return ["cpu-core", "vllm", self._vllm, op, "bfloat16", *sizes, *routed, kernel, f"{latency_us:.2f}"]
+    def _row(self, op: str, latency_us: float, **named: object) -> list[object]:
+        cells: dict[str, object] = {
+            "gpu": "cpu-core", "backend": "vllm", "backend_version": self._vllm, "op": op,
+            "dtype": "bfloat16", "latency_us": f"{latency_us:.2f}", **named,
+        }  # fmt: skip
+        return [cells.get(column, "") for column in KERNEL_COLUMNS]

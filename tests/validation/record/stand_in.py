@@ -26,6 +26,7 @@ class StandIn:
     def __init__(self, job: Job) -> None:
         known = {name: value for name, value in job.settings.items() if name in TraceSettings.model_fields}
         blocks = job.settings.get("num_gpu_blocks_override", 2000)
+        known["spec"] = _speculation(job.settings.get("speculative_config"))
         self._settings = TraceSettings.model_validate({**known, "num_gpu_blocks": blocks})
         self._now_s = 0.0
         self.clock = RunClock(lambda: self._now_s, waits=False)
@@ -54,12 +55,14 @@ class StandIn:
             return []
         row.scheduled = [(_number(request), tokens, before) for request, tokens, before in plan.scheduled]
         row.preempted = [_number(request) for request in plan.preempted]
+        row.drafts = {_number(request): drafts for request, drafts in plan.drafts.items()}
         row.running, row.waiting = plan.running, plan.waiting
         row.free_blocks, row.evicted = scheduler.kv.num_free_blocks, scheduler.kv.evictions - evictions
         self._now_s += _STEP_S + _TOKEN_S * sum(tokens for _, tokens, _ in plan.scheduled)
         row.output_s = row.end_s = self.clock()
         row.wall_s = row.cpu_s = row.output_s - row.start_s
         outputs = self._process(plan, row.output_s)
+        row.accepted = {one.request: one.tokens - 1 for one in outputs if one.request in row.drafts}
         row.finished, row.free_after = (
             [_number(each) for each in plan.finishing],
             scheduler.kv.num_free_blocks,
@@ -87,7 +90,7 @@ class StandIn:
     def facts(self) -> dict[str, Any]:
         """Settings, in vLLM's names."""
         return {
-            **self._settings.model_dump(mode="json"),
+            **self._settings.model_dump(mode="json", exclude={"spec"}),
             "vllm": "0.32.0",
             "enforce_eager": True,
             "torch": "",
@@ -96,6 +99,11 @@ class StandIn:
     def memory(self) -> dict[str, Any]:
         """The pool."""
         return {"num_gpu_blocks": self._settings.num_gpu_blocks}
+
+
+def _speculation(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Drafts are accepted by chance here."""
+    return config and {"num_tokens": config["num_speculative_tokens"], "acceptance": 0.6}
 
 
 def _number(request: RequestState) -> int:
