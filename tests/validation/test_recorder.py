@@ -41,7 +41,7 @@ def record(path, job=JOB, repeat=0, seconds=60.0):
     """One job of a plan on the stand-in."""
     folder, engine = Folder(path), StandIn(job)
     folder.expand()
-    start_folder(folder, job, engine, str(CPU_CORE))
+    job = start_folder(folder, job, engine, str(CPU_CORE))
     session = Session(engine, engine.clock, folder, job, time.time() + seconds)
     session.warm_up()
     if job.grid is not None:
@@ -138,11 +138,39 @@ def test_every_plan_names_shapes_that_exist_and_tells_its_jobs_apart():
         for job in jobs:
             assert job.shape in SHAPES
         assert len({(job.shape, job.prefix) for job in jobs}) == len(jobs), "two jobs would share their runs"
-    assert {"cpu", "cpu-features", "gpu-main", "gpu-features", "gpu-moe"} <= set(PLANS)
+    assert {"gpu-shake", "gpu-main", "gpu-features", "gpu-extra"} <= set(PLANS)
+
+
+@pytest.mark.parametrize(
+    "plan", ["gpu-shake", "gpu-main", "gpu-features", "gpu-extra", "cpu", "cpu-features"]
+)
+def test_every_plan_writes_folders_that_replay(plan, tmp_path):
+    """Its smallest sizes on the stand-in: what a new machine will be asked for first."""
+    gpu = str(CPU_CORE) if plan.startswith("cpu") else "h100-sxm"
+    done = command(plan, tmp_path, "--first-look", "--gpu", gpu)
+    assert "no time left" not in done.stdout
+    assert done.stdout.count(" repeat 1: 0, ") == len(PLANS[plan]), done.stdout
+    folders = sorted(tmp_path.iterdir())
+    assert len(folders) == len({job.shape for job in PLANS[plan]})
+    for path in folders:
+        for name in (
+            "meta.json",
+            "memory.json",
+            "scenario.yaml",
+            "runs.csv",
+            "requests.csv.gz",
+            "steps.csv.gz",
+        ):
+            assert (path / name).is_file(), name
+        found = validate_folder(read_folder(path))
+        assert found.refusals == ()
+        differences = [text for check in found.stepwise.schedules for text in check.differences]
+        assert differences == []
+        assert sum(check.steps for check in found.stepwise.schedules) > 100
 
 
 def speculating(overrides=()):
-    (job,) = PLANS["gpu-speculation"]
+    (job,) = PLANS["cpu-speculation"]
     settings = {**SETTINGS, "speculative_config": job.settings["speculative_config"]}
     return replace(
         JOB, settings=settings, grid=None, prefix=job.prefix, overrides=(*job.overrides, *overrides)
@@ -189,14 +217,18 @@ def test_speculation_ahead_of_its_own_outputs_is_refused_by_name(tmp_path):
     assert found.stepwise.schedules == ()
 
 
+def command(plan, out, *options):
+    """The recorder's command on the stand-in."""
+    words = [sys.executable, "-m", "record", "--plan", plan, "--fake", "--out", str(out), *options]
+    paths = os.pathsep.join([str(HERE), *(path for path in sys.path if path)])
+    return subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
+    )
+
+
 def test_the_command_records_within_its_budget(tmp_path):
     """One job fits into the budget, the others are named as left out."""
-    command = [sys.executable, "-m", "record", "--plan", "cpu-features", "--fake", "--gpu", str(CPU_CORE)]
-    command += ["--out", str(tmp_path), "--budget-s", "31"]
-    paths = os.pathsep.join([str(HERE), *(path for path in sys.path if path)])
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
-    )
+    done = command("cpu-features", tmp_path, "--budget-s", "31", "--gpu", str(CPU_CORE))
     assert "prefix-on- repeat 1: 0" in done.stdout
     assert "no time left" in done.stdout
     (folder,) = tmp_path.iterdir()

@@ -8,7 +8,7 @@ from typing import Any
 from record.arrivals import Ask, Lengths, poisson
 from record.shapes import SHAPES
 
-__all__ = ["PLANS", "Grid", "Job", "Online"]
+__all__ = ["PLANS", "Grid", "Job", "Online", "first_look"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Job:
     prefix: str = ""
     """Of the names of its runs, where a folder has several jobs."""
     overrides: tuple[str, ...] = ()
-    """What differs from the folder's scenario, as ``servesim --set`` takes it."""
+    """What the scenario must be told besides the engine's settings, as ``servesim --set`` takes it."""
     repeats: int = 3
     limit_s: float = 420.0
     clock: str = "wall"
@@ -71,12 +71,11 @@ class Job:
         """Size of the vocabulary."""
         return int(SHAPES[self.shape]["vocab_size"])
 
-    def changed(
-        self, prefix: str, overrides: tuple[str, ...], onlines: tuple[Online, ...], **settings: Any
-    ) -> Job:
+    def changed(self, prefix: str, onlines: tuple[Online, ...], **settings: Any) -> Job:
         """The same shape with other settings, in the same folder."""
-        merged = {**self.settings, **settings}
-        return replace(self, settings=merged, grid=None, onlines=onlines, prefix=prefix, overrides=overrides)
+        return replace(
+            self, settings={**self.settings, **settings}, grid=None, onlines=onlines, prefix=prefix
+        )
 
 
 _CPU = {
@@ -115,26 +114,22 @@ def _operators(shape: str, prefix: str = "", firsts: tuple[int, ...] = ()) -> Jo
 def _features(base: Job, chat: Online, shared: Online, budget: int, blocks: int) -> list[Job]:
     """Prefix caching on and off, whole prompts within a ``budget`` of tokens, a pool of few ``blocks``."""
     return [
-        base.changed("prefix-on-", (), (shared,)),
+        base.changed("prefix-on-", (shared,)),
         base.changed(
-            "prefix-off-", ("engine.enable_prefix_caching=false",),
+            "prefix-off-",
             (replace(shared, capacity_of="prefix-on-shared-burst"),),
             enable_prefix_caching=False,
         ),
-        base.changed(
-            "no-chunks-",
-            ("engine.enable_chunked_prefill=false", f"engine.max_num_batched_tokens={budget}"),
-            (chat,), enable_chunked_prefill=False, max_num_batched_tokens=budget,
-        ),
-        base.changed(
-            "small-kv-", (f"engine.num_gpu_blocks_override={blocks}",),
-            (chat,), num_gpu_blocks_override=blocks,
-        ),
-    ]  # fmt: skip
+        base.changed("no-chunks-", (chat,), enable_chunked_prefill=False, max_num_batched_tokens=budget),
+        base.changed("small-kv-", (chat,), num_gpu_blocks_override=blocks),
+    ]
 
 
 def _speculation(base: Job, chat: Online) -> list[Job]:
-    """N-gram drafting: with random weights the accepted share means nothing, the steps do."""
+    """N-gram drafting: with random weights the accepted share means nothing, the steps do.
+
+    A replay takes drafts and acceptance from the recording; the law of acceptance only fills a scenario.
+    """
     overrides = (
         "engine.speculative.method=ngram", "engine.speculative.num_speculative_tokens=4",
         "engine.speculative.acceptance.law=iid", "engine.speculative.acceptance.rate=0",
@@ -142,7 +137,8 @@ def _speculation(base: Job, chat: Online) -> list[Job]:
     drafting = {
         "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2,
     }  # fmt: skip
-    return [base.changed("ngram-", overrides, (chat,), speculative_config=drafting)]
+    job = base.changed("ngram-", (chat,), speculative_config=drafting)
+    return [replace(job, overrides=overrides)]
 
 
 _CPU_SHORT = Online("chat", 1, 60, Lengths(120, 0.7, 16, 480), Lengths(60, 0.6, 4, 160), (0.85,))
@@ -174,12 +170,30 @@ PLANS: dict[str, list[Job]] = {
     "cpu-features": _features(_cpu("llama-c87m"), _CPU_SHORT, _CPU_SHARED, budget=2048, blocks=66),
     "cpu-speculation": _speculation(_cpu("llama-c87m"), _CPU_SHORT),
     # The same trace on the clock of the wall: is the CPU clock the same on a quiet machine?
-    "cpu-wall": [replace(_cpu("llama-c57m").changed("wall-", (), (_WALL,)), clock="wall")],
+    "cpu-wall": [replace(_cpu("llama-c57m").changed("wall-", (_WALL,)), clock="wall")],
     # On one 80 GB GPU.
     "gpu-shake": [_gpu("llama-1b")],
     "gpu-main": [_gpu("llama-8b", onlines=(_CHAT, _DOCS))],
     "gpu-features": _features(_GPU_3B, _BUSY, _SHARED, budget=8192, blocks=2500),
-    "gpu-speculation": _speculation(_GPU_3B, _BUSY),
-    "gpu-moe": [_gpu("moe-15b")],
+    "gpu-extra": [
+        _gpu("moe-15b"),
+        *_speculation(_GPU_3B, _BUSY),
+        _GPU_3B.changed("sync-", (_BUSY,), async_scheduling=False),
+        _GPU_3B.changed("eager-", (_BUSY,), enforce_eager=True),
+    ],
 }
 """Lists of jobs by name; jobs of one shape share a folder."""
+
+
+def first_look(job: Job) -> Job:
+    """The smallest sizes of a job, once: does everything work on this machine?"""
+    grid = job.grid and replace(
+        job.grid,
+        lengths=job.grid.lengths[:3],
+        batches=job.grid.batches[:3],
+        contexts=job.grid.contexts[:2],
+        operator_lengths=job.grid.operator_lengths[:3],
+        first_lengths=job.grid.first_lengths[-3:],
+    )
+    onlines = tuple(replace(each, count=20) for each in job.onlines)
+    return replace(job, grid=grid, onlines=onlines, repeats=1)
