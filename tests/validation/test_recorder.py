@@ -237,3 +237,29 @@ def test_the_command_records_within_its_budget(tmp_path):
     assert read_yaml(folder / "scenario.yaml")["model"] == "llama-c87m"
     with (folder / "runs.csv").open(newline="") as file:
         assert {row["load"] for row in csv.DictReader(file)} >= {"burst, prefix-on", "60 %, prefix-on"}
+
+
+def test_of_an_operator_timed_in_several_processes_the_median_stays(tmp_path):
+    folder = Folder(tmp_path)
+    operator = ["cpu-core", "vllm", "0.32.0", "gemm", *[""] * 16]
+    other = [*operator[:3], "moe", *operator[4:]]
+    for latency_us in (9.0, 1.0, 2.0):
+        folder.add_kernels([[*operator, latency_us], [*other, 2 * latency_us]])
+    folder.merge_kernels()
+    with (tmp_path / "kernels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["op"], row["latency_us"]) for row in rows] == [("gemm", "2.00"), ("moe", "4.00")]
+
+
+def test_a_run_says_in_what_its_engine_differs_from_the_scenario(tmp_path):
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    record(path, replace(JOB, grid=None))
+    small = JOB.changed("small-", (CHAT,), num_gpu_blocks_override=30, enable_prefix_caching=False)
+    folder = record(path, small)
+    assert {run["set"] for run in folder.runs()} == {
+        "",
+        "engine.enable_prefix_caching=false;engine.num_gpu_blocks_override=30",
+    }
+    found = validate_folder(read_folder(path))
+    assert all(not check.differences for check in found.stepwise.schedules)
+    assert min(float(run["copy_ms"]) for run in folder.runs()) > 0

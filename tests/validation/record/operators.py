@@ -14,14 +14,17 @@ from typing import Any
 
 from record.folder import KERNEL_COLUMNS
 
-__all__ = ["OperatorTimes"]
+__all__ = ["OperatorTimes", "kernel_row"]
 
 Key = tuple[Any, ...]
 _KINDS = {"RMSNorm": "norm", "RotaryEmbedding": "rotation", "SiluAndMul": "activation"}
 """Kernels that only move data, and what the law calls them."""
+_PACKED_BYTES = 2**20
+"""Matrices up to this size run on other kernels (vLLM 0.32, layers/utils.py)."""
 _TIMED = ("Linear", "LogitsProcessor", "MoERunner", *_KINDS)
-_MOVED = {"norm": 4, "head_norm": 2, "rotation": 2, "activation": 1.5}
-"""Values read and written per value of the input: a norm also adds the residual, the activation halves."""
+_MOVED = {"norm": 4, "head_norm": 2, "rotation": 2, "activation": 1.5, "sampling": 4, "layer": 2}
+"""Values of 2 bytes read and written per value of the input: a norm also adds the residual, the activation
+halves, sampling reads logits of 4 bytes twice; what lies between operators is taken as one more of them."""
 
 
 class OperatorTimes:
@@ -29,10 +32,11 @@ class OperatorTimes:
 
     def __init__(self, model: Any, sampler: Any, vllm: str) -> None:
         self._model, self._sampler, self._vllm = model, sampler, vllm
+        self._layers, self._hidden = model.config.num_hidden_layers, model.config.hidden_size
         self._hooks: list[Any] = []
         self._times: defaultdict[Key, list[float]] = defaultdict(list)
-        self._open: list[list[float]] = []
-        self._inside_s = 0.0
+        self._open: list[tuple[float, list[float]]] = []
+        self._inside_s = self._hook_s = 0.0
         self.batch: tuple[int, int, bool] = (0, 0, True)
         self.on = True
         self.first = False
@@ -42,28 +46,37 @@ class OperatorTimes:
             kind = type(module).__name__
             whole = module is self._model or module is self._sampler
             if whole or kind.endswith(_TIMED) or kind == "Attention":
-                self._hooks.append(module.register_forward_pre_hook(self._before))
-                self._hooks.append(module.register_forward_hook(self._after, with_kwargs=True))
+                self._watch(module)
         return self
+
+    def _watch(self, module: Any) -> None:
+        self._hooks.append(module.register_forward_pre_hook(self._before))
+        self._hooks.append(module.register_forward_hook(self._after, with_kwargs=True))
+
+    def correct(self, watched_s: float, plain_s: float) -> None:
+        """The same step took so long watched and unwatched: the difference is in the callers' times."""
+        self._times.clear()
+        self._hook_s = max(0.0, watched_s - plain_s) / max(1, len(self._hooks) // 2)
 
     def __exit__(self, *exception: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
     def _before(self, module: Any, inputs: Any) -> None:
-        self._open.append([time.thread_time(), 0.0])
+        self._open.append((time.thread_time(), []))
 
     def _after(self, module: Any, inputs: Any, named: dict[str, Any], output: Any) -> None:
         """A router may be called by the experts that it chooses; its time is its own."""
-        begin_s, within_s = self._open.pop()
+        begin_s, within = self._open.pop()
         seconds = time.thread_time() - begin_s
         inputs = inputs or tuple(named.values())
         if self._open:
-            self._open[-1][1] += seconds
+            self._open[-1][1].append(seconds)
         else:
             self._inside_s += seconds
         if self.on:
-            self._times[self._key(module, inputs)].append(seconds - within_s)
+            own_s = seconds - sum(within) - self._hook_s * len(within)
+            self._times[self._key(module, inputs)].append(own_s)
 
     def stepped(self, seconds: float) -> None:
         """A step of decodes is over: what neither model nor sampler took is the host's."""
@@ -75,9 +88,9 @@ class OperatorTimes:
         kind = type(module).__name__
         batch, context, decoding = self.batch
         if module is self._model:
-            return "between", batch if decoding else context
+            return "elementwise", "layer", batch if decoding else context, self._hidden
         if module is self._sampler:
-            return "sampling", *inputs[0].shape
+            return "elementwise", "sampling", *inputs[0].shape
         if kind == "Attention":
             op = "generation_attention" if decoding else "context_attention"
             return op, batch, context, module.num_heads, module.num_kv_heads, module.head_size
@@ -106,24 +119,26 @@ class OperatorTimes:
             return
         for (op, *sizes), latency_us in medians.items():
             if op == "gemm":
-                yield self._row(op, latency_us, kernel="torch", **dict(zip("mnk", sizes, strict=True)))
+                named = dict(zip("mnk", sizes, strict=True))
+                packed = 2 * named["n"] * named["k"] <= _PACKED_BYTES
+                op, kernel = ("gemm_packed", "sgl") if packed else ("gemm", "onednn")
+                yield kernel_row(self._vllm, op, latency_us, kernel=kernel, **named)
             elif op == "moe":
                 # Random weights route at random: the recorder looked, and the law's expectation was met.
                 named = dict(zip(("m", "n", "k", "num_experts", "experts_per_token"), sizes, strict=True))
-                yield self._row(op, latency_us, kernel="cpu_fused_moe", routing="uniform", **named)
+                yield kernel_row(
+                    self._vllm, op, latency_us, kernel="cpu_fused_moe", routing="uniform", **named
+                )
             elif op == "elementwise":
                 kind, rows, width = sizes
                 moved = round(rows * width * _MOVED[kind])
-                yield self._row(op, latency_us, kernel=kind, m=rows, n=width, elements=moved)
+                each_us = latency_us / (self._layers if kind == "layer" else 1)
+                yield kernel_row(self._vllm, op, each_us, kernel=kind, m=rows, n=width, elements=moved)
             elif op == "host":
-                yield self._row(op, latency_us, kernel="engine", batch=sizes[0])
-            elif op == "between":
-                yield self._row(op, latency_us, kernel="engine", m=sizes[0])
-            elif op == "sampling":
-                yield self._row(op, latency_us, kernel="engine", m=sizes[0], n=sizes[1])
+                yield kernel_row(self._vllm, op, latency_us, kernel="engine", batch=sizes[0])
             else:
                 named = dict(zip(("batch", "seq", "heads", "kv_heads", "head_dim"), sizes, strict=True))
-                yield self._row(op, latency_us, kernel="cpu_attn", kv_dtype="bfloat16", **named)
+                yield kernel_row(self._vllm, op, latency_us, kernel="cpu_attn", kv_dtype="bfloat16", **named)
 
     def _first_rows(self, medians: dict[Key, float]) -> Iterator[list[object]]:
         """By how much the first call of a product was longer than the later ones: those of other layers."""
@@ -131,13 +146,14 @@ class OperatorTimes:
             times = self._times[(op, *sizes)]
             if op == "gemm" and len(times) > 2:
                 extra_us = max(1e6 * times[0] - later_us, 1.0)
-                yield self._row(
-                    "gemm_first", extra_us, kernel="torch", **dict(zip("mnk", sizes, strict=True))
-                )
+                named = dict(zip("mnk", sizes, strict=True))
+                yield kernel_row(self._vllm, "gemm_first", extra_us, kernel="onednn", **named)
 
-    def _row(self, op: str, latency_us: float, **named: object) -> list[object]:
-        cells: dict[str, object] = {
-            "gpu": "cpu-core", "backend": "vllm", "backend_version": self._vllm, "op": op,
-            "dtype": "bfloat16", "latency_us": f"{latency_us:.2f}", **named,
-        }  # fmt: skip
-        return [cells.get(column, "") for column in KERNEL_COLUMNS]
+
+def kernel_row(vllm: str, op: str, latency_us: float, **named: object) -> list[object]:
+    """A row of kernels.csv."""
+    cells: dict[str, object] = {
+        "gpu": "cpu-core", "backend": "vllm", "backend_version": vllm, "op": op,
+        "dtype": "bfloat16", "latency_us": f"{latency_us:.2f}", **named,
+    }  # fmt: skip
+    return [cells.get(column, "") for column in KERNEL_COLUMNS]

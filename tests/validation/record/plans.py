@@ -8,7 +8,7 @@ from typing import Any
 from record.arrivals import Ask, Lengths, poisson
 from record.shapes import SHAPES
 
-__all__ = ["PLANS", "Grid", "Job", "Online", "first_look"]
+__all__ = ["CPU_ENVIRONMENT", "PLANS", "Grid", "Job", "Online", "first_look"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ _CPU = {
 }  # fmt: skip
 # One thread, and an allocator that keeps what it has got, as vLLM advises for CPUs (there another allocator):
 # otherwise pages may come and go with every large tensor, and the first touch of each costs a microsecond.
-_CPU_ENVIRONMENT = (
+CPU_ENVIRONMENT = (
     ("OMP_NUM_THREADS", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
     ("MALLOC_MMAP_THRESHOLD_", str(2**25)), ("MALLOC_TRIM_THRESHOLD_", str(2**32)),
 )  # fmt: skip
@@ -102,12 +102,19 @@ _NEW_LENGTHS = (
 
 
 def _cpu(shape: str) -> Job:
-    return Job(shape, dict(_CPU), _CPU_GRID, (_CPU_CHAT,), clock="cpu", environment=_CPU_ENVIRONMENT)
+    return Job(shape, dict(_CPU), _CPU_GRID, (_CPU_CHAT,), clock="cpu", environment=CPU_ENVIRONMENT)
+
+
+# Steps of a server hardly ever have a round number of rows, and kernels are less good at others.
+_TIMED_LENGTHS = (17, 23, 32, 47, 65, 99, 128, 163, 199, 230, 257, 299, 347, 401, 449, 491, 511, 512)
+_TIMED_BATCHES = (1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 16, 19, 23, 29, 32)
 
 
 def _operators(shape: str, prefix: str = "", firsts: tuple[int, ...] = ()) -> Job:
-    lengths = () if firsts else _CPU_LENGTHS
-    grid = replace(_CPU_GRID, served=False, operator_lengths=lengths, first_lengths=firsts)
+    lengths = () if firsts else _TIMED_LENGTHS
+    grid = replace(
+        _CPU_GRID, served=False, operator_lengths=lengths, first_lengths=firsts, batches=_TIMED_BATCHES
+    )
     return replace(_cpu(shape), grid=grid, onlines=(), prefix=prefix)
 
 
