@@ -1,4 +1,4 @@
-"""Recordings with every step: the schedules are vLLM's, and operators of one model tell steps of others."""
+"""Recordings with every step: the schedules are vLLM's, and a calibration carries to other models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from servesim.analysis.recorded import find_folders, read_folder
 from servesim.analysis.schedule_replay import replay_schedule
 from servesim.analysis.simulation import prepare
 from servesim.analysis.validate import validate_folder
-from servesim.errors import CalibrationError
+from servesim.analysis.validate_steps import ANOTHER_MODEL, OTHER_RUNS
+from servesim.config.engine_profile import load_engine_profile
 from servesim.report.fitted import block_text
 
 VALIDATION = Path(__file__).parents[2] / "reports" / "validation"
@@ -26,7 +27,10 @@ OTHERS = [VALIDATION / "runs" / f"cpu-core-vllm-0.32-{name}" for name in ("llama
 LIMITS = {"mean_ttft_ms": 0.15, "mean_tpot_ms": 0.10, "mean_e2el_ms": 0.10}
 MIXTURE = VALIDATION / "runs" / "cpu-core-vllm-0.32-moe-c130m"
 BEYOND = ("burst", "150 %")
-MISSED = {("llama-c127m", "150 %"): {"mean_ttft_ms": 0.40, "mean_e2el_ms": 0.13}}
+MISSED = {
+    ("llama-c87m", "150 %"): {"mean_ttft_ms": 0.22},
+    ("llama-c127m", "150 %"): {"mean_ttft_ms": 0.45, "mean_e2el_ms": 0.15},
+}
 """What is not within its limit, and how far off it is at most: docs/accuracy.md says why."""
 UP_TO_85 = ("30 %", "60 %", "85 %")
 
@@ -36,9 +40,8 @@ def validated(folder):
     return validate_folder(read_folder(folder))
 
 
-def judged_at(folder, *loads):
-    """Nothing is fitted to a recorded step or request: the device file comes of single operators."""
-    return [one for one in validated(folder).findings if one.load in loads]
+def calibrated(folder, *loads):
+    return [one for one in validated(folder).findings if one.calibrated and one.load in loads]
 
 
 def within(one, limit):
@@ -98,9 +101,11 @@ def test_the_hardware_file_is_what_its_measurements_give():
     assert block_text(fitted) in HARDWARE.read_text(encoding="utf-8"), "run `servesim fit --write`"
 
 
-def test_the_operators_of_a_model_explain_its_steps_without_a_scalar():
-    with pytest.raises(CalibrationError, match="explained without it"):
-        calibrate_folder(read_folder(FITTED))
+def test_the_engine_profile_is_what_the_grid_gives():
+    """Its model was taken out, so that it can be carried to others."""
+    (found,) = calibrate_folder(read_folder(FITTED)).values()
+    kept = load_engine_profile(FITTED / "engine-profile.yaml")
+    assert found.profile.model_copy(update={"model": None}) == kept
 
 
 def test_steps_that_all_take_longer_are_told_by_a_scalar():
@@ -109,7 +114,8 @@ def test_steps_that_all_take_longer_are_told_by_a_scalar():
     slow = [slower(run, 1.25) for run in recorded.stepwise.runs if not run.overrides]
     changed = replace(recorded, stepwise=replace(recorded.stepwise, runs=tuple(slow)))
     (found,) = calibrate_folder(changed).values()
-    assert found.profile.gpu_time_factor == pytest.approx(1.25, rel=0.08)
+    kept = load_engine_profile(FITTED / "engine-profile.yaml")
+    assert found.profile.gpu_time_factor == pytest.approx(1.25 * kept.gpu_time_factor, rel=0.05)
     assert all(abs(error) < 0.06 for error in found.after.values())
 
 
@@ -124,11 +130,11 @@ def slower(run, factor):
 
 
 @pytest.mark.parametrize("folder", [FITTED, *OTHERS, MIXTURE], ids=lambda path: path.name)
-def test_fitted_to_operators_of_one_shape_latencies_of_all_are_right_up_to_85_percent_load(folder):
-    judged = [one for one in judged_at(folder, *UP_TO_85) if one.metric in LIMITS]
+def test_calibrated_on_one_shape_latencies_of_all_are_right_up_to_85_percent_load(folder):
+    judged = [one for one in calibrated(folder, *UP_TO_85) if one.metric in LIMITS]
     assert len(judged) == 9
+    assert {one.judged_on for one in judged} == {OTHER_RUNS if folder == FITTED else ANOTHER_MODEL}
     assert {one.repeats for one in judged} == {3}
-    assert not any(one.calibrated for one in judged)
     wrong = [
         f"{one.row} {one.metric} {one.error:+.3f}" for one in judged if not within(one, LIMITS[one.metric])
     ]
@@ -139,7 +145,7 @@ def test_fitted_to_operators_of_one_shape_latencies_of_all_are_right_up_to_85_pe
 def test_what_is_missed_in_bursts_and_past_saturation_is_known(folder):
     """Whoever mends one of them takes it from the list."""
     name = folder.name.removeprefix("cpu-core-vllm-0.32-")
-    judged = [one for one in judged_at(folder, *UP_TO_85, *BEYOND) if one.metric in LIMITS]
+    judged = [one for one in calibrated(folder, *UP_TO_85, *BEYOND) if one.metric in LIMITS]
     assert len(judged) == 15
     missed = {(one.load, one.metric): one.error for one in judged if not within(one, LIMITS[one.metric])}
     known = {
@@ -156,20 +162,20 @@ def test_what_is_missed_in_bursts_and_past_saturation_is_known(folder):
 @pytest.mark.parametrize("folder", [FITTED, *OTHERS, MIXTURE], ids=lambda path: path.name)
 def test_the_law_gives_recorded_step_times_of_models_it_was_not_fitted_to(folder):
     """Median over the steps of each load; the real thing repeats itself to 4 to 8 percent."""
-    judged = [one for one in validated(folder).stepwise.steps if one.load in UP_TO_85]
+    judged = [one for one in validated(folder).stepwise.steps if one.calibrated and one.load in UP_TO_85]
     assert len(judged) == 6
     for one in judged:
         assert one.median < 0.09, one
 
 
 def test_preemptions_and_prefix_hits_come_out():
-    burst = {one.metric: one for one in judged_at(FITTED, "burst, small-kv")}
+    burst = {one.metric: one for one in calibrated(FITTED, "burst, small-kv")}
     assert burst["preemptions"].real == pytest.approx(burst["preemptions"].simulated)
     assert burst["preemptions"].simulated > 10
-    hits = {one.metric: one for one in judged_at(FITTED, "60 %, prefix-on")}["prefix_hit_tokens"]
+    hits = {one.metric: one for one in calibrated(FITTED, "60 %, prefix-on")}["prefix_hit_tokens"]
     assert hits.real == pytest.approx(hits.simulated)
     assert hits.simulated > 10_000
-    assert not [one for one in judged_at(FITTED, "60 %, prefix-off") if one.metric == "prefix_hit_tokens"]
+    assert not [one for one in calibrated(FITTED, "60 %, prefix-off") if one.metric == "prefix_hit_tokens"]
 
 
 def test_drafts_are_scheduled_verified_and_taken_back_as_vllm_did():
@@ -177,7 +183,7 @@ def test_drafts_are_scheduled_verified_and_taken_back_as_vllm_did():
     runs = [run for run in read_folder(FITTED).stepwise.runs if run.load.endswith("ngram")]
     assert len(runs) == 6
     steps = [step for run in runs for step in run.steps]
-    assert {count for step in steps for count in step.drafts.values()} == {1, 2, 3, 4}
+    assert {count for step in steps for count in step.drafts.values()} == {2, 4}
     assert {count for step in steps for count in step.accepted.values()} == {0, 1, 2, 3, 4}
     checks = [check for check in validated(FITTED).stepwise.schedules if check.load.endswith("ngram")]
     assert sum(check.steps for check in checks) == len(steps)

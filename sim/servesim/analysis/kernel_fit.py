@@ -128,6 +128,8 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
             fixed: Coefficients = {}
             if law == "gemm" and key == "bf16":
                 fixed = {"convert_bytes": 0.0}  # its input comes in its type
+            if law == "prefill_attention" and gpu.sm_count == 1:
+                fixed = {"per_key_ns": 0.0}  # no core waits for the last tile of another
             if law == "gemm" and key == "fp8_block":
                 base = block["gemm"].get("fp8") or block["gemm"]["bf16"]
                 fixed = {name: value for name, value in base.items() if name not in _BLOCK_SCALED}
