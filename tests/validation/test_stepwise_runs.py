@@ -27,10 +27,7 @@ OTHERS = [VALIDATION / "runs" / f"cpu-core-vllm-0.32-{name}" for name in ("llama
 LIMITS = {"mean_ttft_ms": 0.15, "mean_tpot_ms": 0.10, "mean_e2el_ms": 0.10}
 MIXTURE = VALIDATION / "runs" / "cpu-core-vllm-0.32-moe-c130m"
 BEYOND = ("burst", "150 %")
-MISSED = {
-    ("llama-c87m", "150 %"): {"mean_ttft_ms": 0.22},
-    ("llama-c127m", "150 %"): {"mean_ttft_ms": 0.45, "mean_e2el_ms": 0.15},
-}
+MISSED = {("llama-c127m", "150 %"): {"mean_ttft_ms": 0.36, "mean_e2el_ms": 0.13}}
 """What is not within its limit, and how far off it is at most: docs/accuracy.md says why."""
 UP_TO_85 = ("30 %", "60 %", "85 %")
 
