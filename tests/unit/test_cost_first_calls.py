@@ -87,7 +87,7 @@ def test_a_simulation_begins_with_nothing_prepared_and_repeats_itself():
 def test_recorded_runs_know_what_their_process_had_met():
     runs = {run.name: run for run in read_stepwise(RUN)}
     assert runs["prefill-16-r1"].rows_met == ()
-    assert runs["prefill-32-r1"].rows_met == (16, 1)
+    assert runs["prefill-24-r1"].rows_met == (16, 1)
     assert set(runs["chat-burst-r1"].rows_met) > {16, 32, 512}
     assert set(runs["chat-30-r1"].rows_met) > set(runs["chat-burst-r1"].rows_met)
     assert runs["prefill-16-r2"].rows_met == ()
@@ -95,7 +95,7 @@ def test_recorded_runs_know_what_their_process_had_met():
 
 def test_first_calls_are_fitted_where_a_table_has_them(tmp_path):
     pytest.importorskip("scipy")
-    rows = pd.read_csv(RUN / "kernels.csv")
+    rows = pd.read_csv(REPORTS / "hardware" / "cpu-core-kernels.csv")
     first = rows["op"] == "gemm_first"
     m, k = rows.loc[first, "m"], rows.loc[first, "k"]
     rows.loc[first, "latency_us"] = 400.0 + 2.0 * m + 0.006 * m * k
@@ -115,9 +115,9 @@ def test_first_calls_are_fitted_where_a_table_has_them(tmp_path):
 
 def test_uniform_routing_of_a_table_is_that_of_the_law():
     core = REPORTS / "hardware" / "cpu-core.yaml"
-    rows = read_kernel_table(load_gpu(core), RUN / "kernels.csv").rows("moe", "bf16")
-    row = rows[(rows["num_experts"] == 24) & (rows["m"] == 8)].iloc[0]
-    load = Routing(24, 3).load(8)
+    rows = read_kernel_table(load_gpu(core), core.parent / "cpu-core-kernels.csv").rows("moe", "bf16")
+    row = rows[(rows["num_experts"] == 24) & (rows["m"] == 9)].iloc[0]
+    load = Routing(24, 3).load(9)
     assert (row["experts"], row["tile_rows"]) == (load.experts, load.tile_rows)
 
 
@@ -125,9 +125,8 @@ def test_norms_of_queries_and_keys_are_kernels_of_their_own_without_compilation(
     folder = REPORTS / "runs" / "cpu-core-vllm-0.32-moe-c130m"
     eager, prepared = law_of(folder)
     compiled, _ = law_of(folder, "engine.enforce_eager=false")
-    launch_s = prepared.gpu.efficiency.elementwise_launch_s
-    bytes_s = 2 * (8 + 4) * 64 * 100 / prepared.gpu.efficiency.elementwise_bytes_per_s
-    expected_s = 2 * 6 * (launch_s + bytes_s)
+    law = prepared.gpu.efficiency.elementwise["head_norm"]
+    expected_s = 2 * 6 * (law.launch_s + 2 * (8 + 4) * 64 * 100 / law.bytes_per_s)
     assert eager._law.gpu_s(prompt(100)) - compiled._law.gpu_s(prompt(100)) == pytest.approx(expected_s)
 
 

@@ -169,8 +169,10 @@ def test_a_pipeline_send_is_a_launch_and_the_link():
 
 def test_elementwise_is_a_launch_until_its_bytes_take_longer():
     law = Elementwise(H100)
-    assert law.seconds(1000) == pytest.approx(2.5e-6)
-    assert law.seconds(1e9) == pytest.approx(1e9 / (3.35e12 * H100.efficiency.gemm["bf16"].memory))
+    assert law.seconds("norm", 1000) == pytest.approx(2.5e-6)
+    assert law.seconds("rotation", 1e9) == pytest.approx(
+        1e9 / (3.35e12 * H100.efficiency.gemm["bf16"].memory)
+    )
 
 
 def test_a_gpu_without_the_units_refuses_a_product():
@@ -190,13 +192,13 @@ CPU = Path(__file__).parents[2] / "reports" / "validation" / "hardware" / "cpu-c
 
 def test_bytes_come_after_the_launch_where_their_rate_was_measured():
     core = load_gpu(str(CPU))
-    law = core.efficiency
-    assert law.elementwise_bytes_per_s is not None
-    seconds = Elementwise(core).seconds(1e6)
-    assert seconds == pytest.approx(law.elementwise_launch_s + 1e6 / law.elementwise_bytes_per_s)
-    hidden = Elementwise(H100)
-    assert hidden.seconds(1.0) == H100.efficiency.elementwise_launch_s
-    assert hidden.seconds(1e9) == pytest.approx(1e9 / (3.35e12 * H100.efficiency.gemm["bf16"].memory))
+    laws = core.efficiency.elementwise
+    assert {"norm", "head_norm", "rotation", "activation", "sampling", "layer"} == set(laws)
+    for kind, law in laws.items():
+        seconds = Elementwise(core).seconds(kind, 1e6)
+        assert seconds == pytest.approx(law.launch_s + 1e6 / law.bytes_per_s)
+    # Experts choose within the operator that was measured as a whole.
+    assert Elementwise(core).seconds("choice", 1e6) == 0.0
 
 
 def test_rows_are_computed_in_tiles_of_the_device():

@@ -228,17 +228,19 @@ def test_tables_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_a_device_that_works_alone_and_moves_data_after_the_launch_is_fitted(tmp_path):
-    """Elementwise rows made of a launch of 40 us and 5 GB/s give these back; no all-reduce is asked for."""
+    """Rows of norms made of a launch of 40 us and 5 GB/s give these back; no all-reduce is asked for."""
     pytest.importorskip("scipy")
     folder = Path(__file__).parents[2] / "reports" / "validation"
-    core, table = folder / "hardware" / "cpu-core.yaml", folder / "runs" / "cpu-core-vllm-0.32-llama-c87m"
-    rows = pd.read_csv(table / "kernels.csv")
-    moving = rows["op"] == "elementwise"
+    core = folder / "hardware" / "cpu-core.yaml"
+    rows = pd.read_csv(folder / "hardware" / "cpu-core-kernels.csv")
+    moving = (rows["op"] == "elementwise") & (rows["kernel"] == "norm")
     rows.loc[moving, "latency_us"] = 40.0 + 2.0 * rows.loc[moving, "elements"] / 5e3
     rows.to_csv(tmp_path / "mine.csv", index=False)
     _, fit = api.fit(core, tmp_path / "mine.csv")
-    assert fit.efficiency.elementwise_launch_us == pytest.approx(40, rel=0.01)
-    assert fit.efficiency.elementwise_gb_per_s == pytest.approx(5, rel=0.01)
+    assert fit.efficiency.elementwise["norm"].launch_us == pytest.approx(40, rel=0.01)
+    assert fit.efficiency.elementwise["norm"].gb_per_s == pytest.approx(5, rel=0.01)
+    others = [law for kind, law in fit.efficiency.elementwise.items() if kind != "norm"]
+    assert all(abs(law.gb_per_s - 5) > 0.05 for law in others)
     assert fit.efficiency.all_reduce == {}
     text = block_text(fit)
     assert "all_reduce" not in text

@@ -20,6 +20,8 @@ from record.stand_in import StandIn
 from record.start import start_folder
 
 from servesim.analysis.recorded import read_folder
+from servesim.analysis.schedule_replay import replay_schedule
+from servesim.analysis.simulation import prepare
 from servesim.analysis.validate import validate_folder
 from servesim.config.load import read_yaml
 from servesim.config.profiles import load_model
@@ -39,7 +41,7 @@ def record(path, job=JOB, repeat=0, seconds=60.0):
     """One job of a plan on the stand-in."""
     folder, engine = Folder(path), StandIn(job)
     folder.expand()
-    start_folder(folder, job, engine, str(CPU_CORE))
+    job = start_folder(folder, job, engine, str(CPU_CORE))
     session = Session(engine, engine.clock, folder, job, time.time() + seconds)
     session.warm_up()
     if job.grid is not None:
@@ -136,13 +138,75 @@ def test_every_plan_names_shapes_that_exist_and_tells_its_jobs_apart():
         for job in jobs:
             assert job.shape in SHAPES
         assert len({(job.shape, job.prefix) for job in jobs}) == len(jobs), "two jobs would share their runs"
-    assert {"cpu", "cpu-features", "gpu-main", "gpu-features", "gpu-moe"} <= set(PLANS)
+    assert {"gpu-shake", "gpu-main", "gpu-features", "gpu-extra"} <= set(PLANS)
 
 
-def test_steps_with_speculation_are_refused_by_name(tmp_path):
-    (job,) = PLANS["gpu-speculation"]
+@pytest.mark.parametrize(
+    "plan", ["gpu-shake", "gpu-main", "gpu-features", "gpu-extra", "cpu", "cpu-features"]
+)
+def test_every_plan_writes_folders_that_replay(plan, tmp_path):
+    """Its smallest sizes on the stand-in: what a new machine will be asked for first."""
+    gpu = str(CPU_CORE) if plan.startswith("cpu") else "h100-sxm"
+    done = command(plan, tmp_path, "--first-look", "--gpu", gpu)
+    assert "no time left" not in done.stdout
+    assert done.stdout.count(" repeat 1: 0, ") == len(PLANS[plan]), done.stdout
+    folders = sorted(tmp_path.iterdir())
+    assert len(folders) == len({job.shape for job in PLANS[plan]})
+    for path in folders:
+        for name in (
+            "meta.json",
+            "memory.json",
+            "scenario.yaml",
+            "runs.csv",
+            "requests.csv.gz",
+            "steps.csv.gz",
+        ):
+            assert (path / name).is_file(), name
+        found = validate_folder(read_folder(path))
+        assert found.refusals == ()
+        differences = [text for check in found.stepwise.schedules for text in check.differences]
+        assert differences == []
+        assert sum(check.steps for check in found.stepwise.schedules) > 100
+
+
+def speculating(overrides=()):
+    (job,) = PLANS["cpu-speculation"]
+    settings = {**SETTINGS, "speculative_config": job.settings["speculative_config"]}
+    return replace(
+        JOB, settings=settings, grid=None, prefix=job.prefix, overrides=(*job.overrides, *overrides)
+    )
+
+
+def test_drafts_and_what_was_accepted_of_them_replay_as_recorded(tmp_path):
     path = tmp_path / "cpu-core-stand-in-llama-c57m"
-    record(path, replace(JOB, grid=None, prefix=job.prefix, overrides=job.overrides))
+    record(path, speculating())
+    recorded = read_folder(path)
+    steps = [step for run in recorded.stepwise.runs for step in run.steps]
+    assert {count for step in steps for count in step.accepted.values()} == {0, 1, 2, 3, 4}
+    found = validate_folder(recorded)
+    assert found.refusals == ()
+    loads = {check.load for check in found.stepwise.schedules}
+    assert loads == {"burst, ngram", "60 %, ngram", "150 %, ngram"}
+    assert all(not check.differences for check in found.stepwise.schedules)
+    assert sum(check.preemptions for check in found.stepwise.schedules) > 0
+
+
+def test_another_number_of_accepted_drafts_is_another_schedule(tmp_path):
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    record(path, speculating())
+    run = read_folder(path).stepwise.runs[0]
+    number, step = next((i, step) for i, step in enumerate(run.steps) if 4 in step.accepted.values())
+    less = step._replace(accepted=dict.fromkeys(step.accepted, 0))
+    changed = replace(run, steps=(*run.steps[:number], less, *run.steps[number + 1 :]))
+    prepared = prepare(run.load_scenario(), run.workload())
+    assert replay_schedule(run, prepared).difference == ""
+    assert replay_schedule(changed, prepared).difference
+
+
+def test_speculation_ahead_of_its_own_outputs_is_refused_by_name(tmp_path):
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    ahead = ("engine.speculative.method=mtp", "engine.async_scheduling=true")
+    record(path, speculating(ahead))
     found = validate_folder(read_folder(path))
     assert {refusal.row for refusal in found.refusals} == {
         "ngram-chat-burst",
@@ -153,14 +217,18 @@ def test_steps_with_speculation_are_refused_by_name(tmp_path):
     assert found.stepwise.schedules == ()
 
 
+def command(plan, out, *options):
+    """The recorder's command on the stand-in."""
+    words = [sys.executable, "-m", "record", "--plan", plan, "--fake", "--out", str(out), *options]
+    paths = os.pathsep.join([str(HERE), *(path for path in sys.path if path)])
+    return subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
+    )
+
+
 def test_the_command_records_within_its_budget(tmp_path):
     """One job fits into the budget, the others are named as left out."""
-    command = [sys.executable, "-m", "record", "--plan", "cpu-features", "--fake", "--gpu", str(CPU_CORE)]
-    command += ["--out", str(tmp_path), "--budget-s", "31"]
-    paths = os.pathsep.join([str(HERE), *(path for path in sys.path if path)])
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
-    )
+    done = command("cpu-features", tmp_path, "--budget-s", "31", "--gpu", str(CPU_CORE))
     assert "prefix-on- repeat 1: 0" in done.stdout
     assert "no time left" in done.stdout
     (folder,) = tmp_path.iterdir()
@@ -169,3 +237,29 @@ def test_the_command_records_within_its_budget(tmp_path):
     assert read_yaml(folder / "scenario.yaml")["model"] == "llama-c87m"
     with (folder / "runs.csv").open(newline="") as file:
         assert {row["load"] for row in csv.DictReader(file)} >= {"burst, prefix-on", "60 %, prefix-on"}
+
+
+def test_of_an_operator_timed_in_several_processes_the_median_stays(tmp_path):
+    folder = Folder(tmp_path)
+    operator = ["cpu-core", "vllm", "0.32.0", "gemm", *[""] * 16]
+    other = [*operator[:3], "moe", *operator[4:]]
+    for latency_us in (9.0, 1.0, 2.0):
+        folder.add_kernels([[*operator, latency_us], [*other, 2 * latency_us]])
+    folder.merge_kernels()
+    with (tmp_path / "kernels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["op"], row["latency_us"]) for row in rows] == [("gemm", "2.00"), ("moe", "4.00")]
+
+
+def test_a_run_says_in_what_its_engine_differs_from_the_scenario(tmp_path):
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    record(path, replace(JOB, grid=None))
+    small = JOB.changed("small-", (CHAT,), num_gpu_blocks_override=30, enable_prefix_caching=False)
+    folder = record(path, small)
+    assert {run["set"] for run in folder.runs()} == {
+        "",
+        "engine.enable_prefix_caching=false;engine.num_gpu_blocks_override=30",
+    }
+    found = validate_folder(read_folder(path))
+    assert all(not check.differences for check in found.stepwise.schedules)
+    assert min(float(run["copy_ms"]) for run in folder.runs()) > 0

@@ -68,6 +68,10 @@ _RANGES: dict[str, dict[str, Range]] = {
         "compute": (0.6, 0.05, 1.0),
         "short_tokens": (900.0, 0.0, 20_000.0),
     },
+    "elementwise": {
+        "launch_us": (50.0, 1.0, 500.0),
+        "gb_per_s": (5.0, 0.1, 1e4),
+    },
     "first_call": {
         "launch_us": (500.0, 0.0, 1e5),
         "per_row_us": (5.0, 0.0, 1000.0),
@@ -124,35 +128,35 @@ def fit_gpu(gpu: GpuProfile, table: KernelTable) -> KernelFit:
             fixed: Coefficients = {}
             if law == "gemm" and key == "bf16":
                 fixed = {"convert_bytes": 0.0}  # its input comes in its type
+            if law == "prefill_attention" and gpu.sm_count == 1:
+                fixed = {"per_key_ns": 0.0}  # no core waits for the last tile of another
             if law == "gemm" and key == "fp8_block":
                 base = block["gemm"].get("fp8") or block["gemm"]["bf16"]
                 fixed = {name: value for name, value in base.items() if name not in _BLOCK_SCALED}
             block[law][key], errors[f"{law}.{key}"] = _fit(gpu, law, key, rows, fixed)
+    moving = table.rows("elementwise")
     versions = ", ".join(sorted(table.rows("gemm")["backend_version"].unique()))
     data = {
         "provenance": f"ours: `servesim fit {gpu.name}` on {table.source} (vLLM {versions} kernel times"
         f"{_ORIGIN if table.is_shipped else ''}); the loss is the mean of |ln(law / measured)|",
         **block,
-        **_elementwise(table),
+        "elementwise_launch_us": _ELEMENTWISE_LAUNCH_US if moving.empty else 0.0,
+        "elementwise": {kind: _elementwise(rows) for kind, rows in moving.groupby("kernel", sort=False)},
         **_first_call(table),
         "errors": errors,
     }
     return KernelFit(gpu.name, MeasuredEfficiency.model_validate(data), table.dropped)
 
 
-def _elementwise(table: KernelTable) -> Coefficients:
-    """Launch and rate of kernels that only move data; an estimate of the launch where none was measured."""
-    rows = table.rows("elementwise")
-    if rows.empty:
-        return {"elementwise_launch_us": _ELEMENTWISE_LAUNCH_US}
+def _elementwise(rows: pd.DataFrame) -> Coefficients:
+    """Launch and rate of one kind of kernels that only move data."""
     moved_gb, measured_us = 2.0 * rows["elements"].to_numpy(float) / GB, rows["latency_us"].to_numpy(float)
 
     def loss(values: Mapping[str, float]) -> float:
-        law_us = values["elementwise_launch_us"] + 1e6 * moved_gb / values["elementwise_gb_per_s"]
+        law_us = values["launch_us"] + 1e6 * moved_gb / values["gb_per_s"]
         return float(np.abs(np.log(law_us / measured_us)).mean())
 
-    ranges = {"elementwise_launch_us": (50.0, 1.0, 500.0), "elementwise_gb_per_s": (10.0, 0.1, 1e4)}
-    return _minimised(loss, ranges)
+    return _minimised(loss, _RANGES["elementwise"])
 
 
 def _first_call(table: KernelTable) -> dict[str, Coefficients]:

@@ -47,7 +47,7 @@ _GROUPS: dict[str, tuple[tuple[str, ...], str]] = {  # what stays equal, and the
     "context_attention": (("kind", "heads", "kv_heads", "head_dim", "seq"), "batch"),
     "moe": (("kind", "n", "k", "num_experts", "experts_per_token"), "m"),
     "allreduce_custom": (("kind", "num_gpus"), "elements"),
-    "elementwise": (("kind",), "elements"),
+    "elementwise": (("kind", "kernel", "n"), "elements"),
 }
 _UNRULED = ("gemm_first",)  # a first call may well take longer than one with more rows
 _EXPERT_COLUMNS = ("num_experts", "experts_per_token", "routing")

@@ -16,7 +16,7 @@ from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_mo
 from servesim.config.scenario import EngineConfig
 from servesim.cost.memory import MemoryBudget, memory_budget
 from servesim.cost.step_time import StepTime
-from servesim.engine.acceptance import build_acceptance
+from servesim.engine.acceptance import RecordedDrafts, build_acceptance
 from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
 from servesim.engine.fleet import Replica
@@ -46,6 +46,8 @@ class Prepared:
     """The model that drafts, where one does."""
     rows_met: tuple[int, ...] = ()
     """Tokens of steps that the server ran before; they matter to cost.first_calls only."""
+    drafts: RecordedDrafts | None = None
+    """Takes the place of the scenario's law of acceptance."""
     relax: Callable[[Prepared], Prepared] | None = None
     """Applied to what every pool is made of, too."""
 
@@ -107,8 +109,9 @@ def build_replica(
 ) -> tuple[Replica, NotedAcceptance | None]:
     """An engine with an empty cache, and what says which drafts it accepts."""
     engine, loaded, accept = prepared.engine, prepared.loaded, None
+    drafts = prepared.drafts
     if engine.speculative is not None:
-        law = build_acceptance(
+        law = drafts or build_acceptance(
             engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
         )
         accept = NotedAcceptance(law)
@@ -120,6 +123,7 @@ def build_replica(
         one_by_one=one_by_one,
         track_ids=track_ids,
         accept=accept,
+        propose=drafts.propose if drafts else None,
         sampling=sampling,
         beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
         serves=serves,

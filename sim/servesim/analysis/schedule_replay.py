@@ -1,7 +1,8 @@
 """A recorded schedule taken step by step: the simulator's scheduler beside what vLLM decided.
 
 Requests come before the very call of the scheduler before which they came, and outputs are processed where
-they were, so that time plays no part: every step must be the same.
+they were, so that time plays no part: every step must be the same. Which drafts came and how many were
+accepted is the drafter's and the model's affair, and taken from the recording.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class ScheduleReplay:
 def replay_schedule(run: StepwiseRun, prepared: Prepared) -> ScheduleReplay:
     """Go through a run; ``prepared`` is its scenario."""
     windows = build_step_time(prepared.model, prepared.gpu, prepared.engine).windows
-    scheduler = build_scheduler(prepared.engine, prepared.memory, windows, one_by_one=True)
+    drafts = run.drafts
+    scheduler = build_scheduler(
+        prepared.engine, prepared.memory, windows, one_by_one=True, accept=drafts, propose=drafts.propose
+    )
     recorder = StepRecorder(scheduler)
     todo = deque(sorted(enumerate(run.requests), key=lambda one: one[1].arrival_step))
     flying: deque[tuple[RecordedStep, Plan, dict[str, Any]]] = deque()

@@ -65,12 +65,12 @@ class StepErrors:
 def timed_steps(run: StepwiseRun) -> TimedSteps:
     """Replay the schedule of a run; raises ServesimError when the simulator does not serve its scenario."""
     prepared = prepare(run.load_scenario(), run.workload())
-    if prepared.engine.speculative is not None:
+    if prepared.engine.speculative is not None and prepared.engine.async_scheduling:
         raise ConfigError(
             Problem(
-                "steps with speculation are not replayed: how many drafts came is the drafter's affair",
-                path="engine.speculative",
-                next_step="keep the recording for readers, or record it without",
+                "steps with speculation are replayed only where each waits for the output of the one before",
+                path="engine.async_scheduling",
+                next_step="keep the recording for readers, or record it with async_scheduling off",
             )
         )
     return TimedSteps(run.group, replay_schedule(run, prepared), law_of(prepared), run.rows_met)

@@ -19,6 +19,7 @@ import numpy as np
 
 from servesim.analysis.measured import Latencies
 from servesim.config.load import LoadedScenario, load_scenario
+from servesim.engine.acceptance import RecordedDrafts
 from servesim.errors import Problem, TraceError
 from servesim.workload.request import Request, Segment
 
@@ -44,6 +45,9 @@ class RecordedStep(NamedTuple):
     evicted: int
     finished: tuple[int, ...]
     free_after: int
+    drafts: dict[int, int] = {}  # noqa: RUF012
+    """Draft tokens among those scheduled, by request."""
+    accepted: dict[int, int] = {}  # noqa: RUF012
 
 
 class RecordedRequest(NamedTuple):
@@ -106,6 +110,18 @@ class StepwiseRun:
     def workload(self) -> StepwiseWorkload:
         """The same requests for the simulator."""
         return StepwiseWorkload(self)
+
+    @property
+    def drafts(self) -> RecordedDrafts:
+        """What was proposed and accepted, for an engine that speculates."""
+        verified = {}
+        for step in self.steps:
+            for request, tokens, before in step.scheduled:
+                count = step.drafts.get(request, 0)
+                if count:
+                    place = before + tokens - count - self.requests[request].prompt_tokens
+                    verified[request, place] = (count, step.accepted.get(request, 0))
+        return RecordedDrafts(verified)
 
 
 class StepwiseWorkload:
@@ -214,6 +230,8 @@ def _step(row: Row) -> RecordedStep:
         int(row["evicted"]),
         _numbers(row["finished"]),
         int(row["free_after"]),
+        _counts(row["drafts"]),
+        _counts(row["accepted"]),
     )
 
 
@@ -222,6 +240,11 @@ def _part(text: str) -> tuple[int, int, int]:
     request, _, rest = text.partition(":")
     tokens, _, before = rest.partition("@")
     return int(request), int(tokens), int(before)
+
+
+def _counts(text: str) -> dict[int, int]:
+    """``7:4 9:2``: four of request 7, two of request 9."""
+    return {int(request): int(count) for request, _, count in (each.partition(":") for each in text.split())}
 
 
 def _numbers(text: str) -> tuple[int, ...]:

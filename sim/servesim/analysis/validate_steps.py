@@ -146,7 +146,8 @@ def _replayed(
     source: str, repeats: Sequence[StepwiseRun], loaded: LoadedScenario, *, calibrated: bool, judged_on: str
 ) -> Iterator[Finding]:
     prepared = prepare(loaded, repeats[0].workload())
-    simulated_run = run_prepared(replace(prepared, rows_met=repeats[0].rows_met))
+    known = replace(prepared, rows_met=repeats[0].rows_met, drafts=repeats[0].drafts)
+    simulated_run = run_prepared(known)
     summary = summarise(simulated_run)
     hits = summary.load.prefix_cache_hits > 0
     found = about(source, prepared, regime_of(summary), hits=hits)

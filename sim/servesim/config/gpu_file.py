@@ -14,6 +14,8 @@ from servesim.config.gpu_profile import (
     DecodeAttentionEfficiency,
     Degree,
     Efficiency,
+    ElementwiseEfficiency,
+    ElementwiseKind,
     ExpertEfficiency,
     ExpertFormat,
     FirstCallEfficiency,
@@ -150,6 +152,15 @@ class FirstCallCoefficients(Record):
         )
 
 
+class ElementwiseCoefficients(Record):
+    launch_us: Time
+    gb_per_s: Number
+
+    def to_si(self) -> ElementwiseEfficiency:
+        """The same in SI units."""
+        return ElementwiseEfficiency(launch_s=self.launch_us / 1e6, bytes_per_s=self.gb_per_s * GB)
+
+
 class MeasuredEfficiency(Record):
     """Coefficients fitted to kernel times of this very GPU; `servesim fit` writes them."""
 
@@ -160,9 +171,9 @@ class MeasuredEfficiency(Record):
     prefill_attention: dict[CacheType, PrefillAttentionCoefficients]
     all_reduce: dict[Degree, AllReduceCoefficients] = Field(default_factory=dict)
     """Empty for a device that works alone."""
-    elementwise_launch_us: Time
-    elementwise_gb_per_s: Number | None = None
-    """Rate of elementwise kernels, whose bytes come after the launch; empty where the launch hides them."""
+    elementwise_launch_us: Time = 0.0
+    elementwise: dict[ElementwiseKind, ElementwiseCoefficients] = Field(default_factory=dict)
+    """Their laws by kind, where bytes come after the launch; empty where the launch hides them."""
     first_call: FirstCallCoefficients | None = None
     """Empty where products need no preparation, as on a GPU."""
     errors: dict[str, KernelError] = Field(default_factory=dict)
@@ -229,7 +240,7 @@ class MeasuredEfficiency(Record):
                 for degree, law in self.all_reduce.items()
             },
             elementwise_launch_s=self.elementwise_launch_us / 1e6,
-            elementwise_bytes_per_s=self.elementwise_gb_per_s and self.elementwise_gb_per_s * GB,
+            elementwise={kind: law.to_si() for kind, law in self.elementwise.items()},
             first_call=self.first_call and self.first_call.to_si(),
             errors=self.errors,
         )

@@ -14,6 +14,8 @@ __all__ = [
     "AllReduceEfficiency",
     "DecodeAttentionEfficiency",
     "Efficiency",
+    "ElementwiseEfficiency",
+    "ElementwiseKind",
     "ExpertEfficiency",
     "ExpertFormat",
     "FirstCallEfficiency",
@@ -41,6 +43,9 @@ PEAK_OF_EXPERTS: dict[ExpertFormat, DataType] = {
     "nvfp4": "fp4",
 }
 """The data type whose peak the products of an expert format run at."""
+ElementwiseKind = Literal["norm", "head_norm", "rotation", "activation", "choice", "sampling", "layer"]
+"""Norms of the hidden state, of queries and keys by head; rotation; activation; choice of experts; sampling;
+what a layer does between all of these, products and attention: cutting tensors apart, handing them on."""
 Share = Annotated[float, Field(gt=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -115,6 +120,13 @@ class AllReduceEfficiency(Record):
     large_bus_bytes_per_s: Positive
 
 
+class ElementwiseEfficiency(Record):
+    """A kernel that only moves data, on a device where its launch does not hide the bytes."""
+
+    launch_s: Seconds
+    bytes_per_s: Positive
+
+
 class KernelError(Record):
     """How well a law meets the kernel times that it was fitted to: percent of |ln(law / measured)|."""
 
@@ -152,8 +164,8 @@ class Efficiency(Record):
     """Keyed by tensor_parallel_size."""
     elementwise_launch_s: Seconds
     """Time of one elementwise kernel; a layer has four."""
-    elementwise_bytes_per_s: Positive | None = None
-    """Rate of its bytes, which come after the launch; empty: they hide it, at the rate of products."""
+    elementwise: dict[ElementwiseKind, ElementwiseEfficiency] = Field(default_factory=dict)
+    """By kind, where they were measured: on a CPU; a kind that is absent there is a part of others."""
     first_call: FirstCallEfficiency | None = None
     """Empty where products need no preparation, as on a GPU."""
     errors: dict[str, KernelError] = Field(default_factory=dict)

@@ -66,7 +66,7 @@ HOST_PROFILES: dict[str, HostProfile] = {
         40e-6,
         0.0,
         "measured: steps of 1 to 32 decodes in vLLM 0.32's CPU build on one core, less model and sampler "
-        "(rows `host` of reports/validation/runs/cpu-core-vllm-0.32-llama-c87m/kernels.csv)",
+        "(rows `host` of reports/validation/hardware/cpu-core-kernels.csv)",
     ),
     "none": HostProfile(True, 0.0, 0.0, 0.0, "GPU time only"),
 }

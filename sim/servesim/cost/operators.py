@@ -231,30 +231,35 @@ class OperatorLaw:
     def _elementwise_s(self, rows: Any) -> Any:
         """Four kernels per layer: two norms with residual, rotation, activation or the choice of experts.
 
-        Run eagerly, two more where queries and keys are normed. Latent attention has kernels of its own.
+        Run eagerly, two more where queries and keys are normed. Latent attention has kernels of its own. On a
+        CPU also what lies between them all.
         """
-        part, scale = self._shard, rows * _ACTIVATION_BYTES
-        norm_s = self._elementwise.seconds(4 * part.hidden_size * scale)
-        rotate_s = self._elementwise.seconds(2 * part.rotated_elements * scale)
+        part, scale, of = self._shard, rows * _ACTIVATION_BYTES, self._elementwise.seconds
+        norm_s = of("norm", 4 * part.hidden_size * scale)
+        rotate_s = of("rotation", 2 * part.rotated_elements * scale)
         seconds = part.num_layers * (2 * norm_s + rotate_s + self._latent_kernels.seconds(rows))
         if self._num_head_norms:
-            seconds += self._num_head_norms * self._elementwise.seconds(part.rotated_elements * scale)
+            seconds += self._num_head_norms * of("head_norm", part.rotated_elements * scale)
         for count, width in part.activations:
-            seconds += count * self._elementwise.seconds(3 * width * scale)
+            seconds += count * of("activation", 3 * width * scale)
         if part.experts is not None:
-            seconds += part.experts.num_layers * self._elementwise.seconds(
-                2 * part.experts.num_experts * scale
-            )
+            choice_s = of("choice", 2 * part.experts.num_experts * scale)
+            seconds += part.experts.num_layers * choice_s
+        if self._elementwise.is_measured:
+            seconds += part.num_layers * of("layer", 2 * part.hidden_size * scale)
         return seconds
 
     def _sampling_parts(self, num_sampled: int) -> dict[str, float]:
         if not num_sampled:
             return {}
         part, whole_vocab = self._shard, self._shard.vocab_size * self._tensor_parallel_size
-        passes_s = self._elementwise.seconds(self._sampler.passes * num_sampled * whole_vocab * 4.0)
+        passes_s = self._elementwise.seconds(
+            "sampling", self._sampler.passes * num_sampled * whole_vocab * 4.0
+        )
+        launches_s = 0.0 if self._elementwise.is_measured else self._sampler.launches_s
         parts = {
             "lm_head": self._gemm.seconds(num_sampled, part.vocab_size, part.hidden_size),
-            "sampling": self._sampler.launches_s + passes_s,
+            "sampling": launches_s + passes_s,
         }
         if self._tensor_parallel_size > 1:
             logit_bytes = num_sampled * whole_vocab * _ACTIVATION_BYTES

@@ -8,7 +8,7 @@ equal shape: `servesim fit` asks the very laws that the simulation uses, for a w
 
 from __future__ import annotations
 
-from servesim.config.profiles import GemmEfficiency, GpuProfile
+from servesim.config.profiles import ElementwiseKind, GemmEfficiency, GpuProfile
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, ProductType, WeightFormat
 from servesim.errors import ConfigError, Problem
 
@@ -118,20 +118,27 @@ def gemm_efficiency(gpu: GpuProfile, product: ProductType) -> GemmEfficiency:
 
 
 class Elementwise:
-    """A kernel that only moves data: never below its launch, never faster than its bytes.
+    """Kernels that only move data: never below their launch, never faster than their bytes.
 
-    Where the rate of such kernels was measured, on a CPU, the bytes come after the launch.
+    Where they were measured kind by kind, on a CPU, the bytes come after the launch, and a kind that was not
+    measured is a part of something that was.
     """
 
-    __slots__ = ("_bytes_per_s", "_launch_s", "_one_after_another")
+    __slots__ = ("_bytes_per_s", "_launch_s", "_measured")
 
     def __init__(self, gpu: GpuProfile) -> None:
         self._launch_s = gpu.efficiency.elementwise_launch_s
-        measured = gpu.efficiency.elementwise_bytes_per_s
-        self._bytes_per_s = measured or gpu.hbm_bandwidth_bytes_per_s * gpu.efficiency.gemm["bf16"].memory
-        self._one_after_another = measured is not None
+        self._bytes_per_s = gpu.hbm_bandwidth_bytes_per_s * gpu.efficiency.gemm["bf16"].memory
+        self._measured = gpu.efficiency.elementwise
 
-    def seconds(self, num_bytes: float) -> float:
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a law for every kind."""
+        return bool(self._measured)
+
+    def seconds(self, kind: ElementwiseKind, num_bytes: float) -> float:
         """Time to move ``num_bytes``, read and written."""
-        bytes_s = num_bytes / self._bytes_per_s
-        return self._launch_s + bytes_s if self._one_after_another else larger(self._launch_s, bytes_s)
+        if not self._measured:
+            return larger(self._launch_s, num_bytes / self._bytes_per_s)
+        law = self._measured.get(kind)
+        return 0.0 * num_bytes if law is None else law.launch_s + num_bytes / law.bytes_per_s

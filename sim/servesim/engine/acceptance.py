@@ -6,7 +6,7 @@ allocator or batch changes no request's luck.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from servesim.config.speculative import DepthAcceptance, IidAcceptance, RecordedAcceptance, SpeculativeConfig
@@ -15,7 +15,7 @@ from servesim.engine.state import RequestState
 from servesim.workload.streams import Stream
 from servesim.workload.traces import read_column
 
-__all__ = ["build_acceptance", "expected_tokens_per_step"]
+__all__ = ["RecordedDrafts", "build_acceptance", "expected_tokens_per_step"]
 
 _PLACES = 1 << 24  # values of the stream that each request has to itself
 
@@ -95,3 +95,25 @@ class _Recorded:
         if request.num_output_tokens + accepted + 1 >= request.output_limit:
             del self._next[request]
         return accepted
+
+
+class RecordedDrafts:
+    """What a drafter proposed and the model accepted of it, by request and place in its output.
+
+    Greedy drafts follow from a request's own tokens: they are the same whatever is served beside it.
+    """
+
+    def __init__(self, verified: Mapping[tuple[int, int], tuple[int, int]]) -> None:
+        self._verified = verified
+        """(request, output tokens before): drafts, accepted."""
+
+    def propose(self, request: RequestState) -> int:
+        """Drafts for the next step of a request."""
+        return self._of(request)[0]
+
+    def __call__(self, request: RequestState, num_drafts: int, padded: bool) -> int:
+        """How many of them are accepted."""
+        return min(self._of(request)[1], num_drafts)
+
+    def _of(self, request: RequestState) -> tuple[int, int]:
+        return self._verified.get((request.request.index, request.num_output_tokens), (0, 0))

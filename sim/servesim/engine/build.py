@@ -14,7 +14,7 @@ from servesim.engine.disaggregation import DecodeScheduler, PrefillScheduler
 from servesim.engine.orca import OrcaScheduler
 from servesim.engine.prefill_first import PrefillFirstScheduler
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
-from servesim.engine.speculation import Accept, Speculation, SpeculativeScheduler
+from servesim.engine.speculation import Accept, Propose, Speculation, SpeculativeScheduler
 from servesim.engine.static_batching import StaticScheduler
 from servesim.engine.versions import RULES, Rules
 from servesim.errors import ConfigError, MemoryDoesNotFitError, Problem
@@ -36,6 +36,7 @@ def build_scheduler(
     one_by_one: bool = False,
     track_ids: bool = False,
     accept: Accept | None = None,
+    propose: Propose | None = None,
     sampling: SamplingConfig | None = None,
     beams: BeamSearch | None = None,
     serves: Literal["all", "prefill", "decode"] = "all",
@@ -43,7 +44,8 @@ def build_scheduler(
     """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine).
 
     ``track_ids`` lets a paged cache know which block is which, and not only how many there are.
-    ``accept`` says which drafts are accepted; an engine that speculates needs it. ``sampling`` is that of the
+    ``accept`` says which drafts are accepted; an engine that speculates needs it. ``propose`` says how many
+    come, empty: always as many as may. ``sampling`` is that of the
     workload, and ``beams`` says which of a request's sequences go on.
     """
     rules = RULES[engine.version]
@@ -83,6 +85,7 @@ def build_scheduler(
             speculation=speculation,
             accept=accept,
             asynchronous=engine.async_scheduling,
+            propose=propose,
         )
     match engine.batching:
         case "static":

@@ -16,10 +16,13 @@ from servesim.engine.state import Plan, RequestState, Status
 from servesim.engine.versions import Rules
 from servesim.kv.base import KVCacheManager
 
-__all__ = ["Accept", "Speculation", "SpeculativeScheduler"]
+__all__ = ["Accept", "Propose", "Speculation", "SpeculativeScheduler"]
 
 Accept: TypeAlias = Callable[[RequestState, int, bool], int]
 """How many of a request's drafts are accepted: (request, drafts, whether they are placeholders)."""
+
+Propose: TypeAlias = Callable[[RequestState], int]
+"""How many drafts a request gets for its next step."""
 
 
 class Speculation(NamedTuple):
@@ -38,7 +41,8 @@ class Speculation(NamedTuple):
 class SpeculativeScheduler(Scheduler):
     """The scheduler with drafts.
 
-    ``asynchronous``: a step is scheduled before the output of the last one is known.
+    ``asynchronous``: a step is scheduled before the output of the last one is known; otherwise ``propose``
+    says how many drafts come, where it is not always as many as may.
 
     Source: vllm/v1/core/sched/scheduler.py and async_scheduler.py.
     """
@@ -55,6 +59,7 @@ class SpeculativeScheduler(Scheduler):
         speculation: Speculation,
         accept: Accept,
         asynchronous: bool,
+        propose: Propose | None = None,
     ) -> None:
         super().__init__(limits, rules, kv, windows, one_by_one=True)
         self.speculation = speculation
@@ -62,6 +67,7 @@ class SpeculativeScheduler(Scheduler):
         self.num_draft_tokens = 0
         self.num_accepted_tokens_per_pos = [0] * speculation.num_tokens
         self._accept = accept
+        self._propose = propose or (lambda request: speculation.num_tokens)
         self._asynchronous = asynchronous
         self._lookahead_slots = speculation.num_tokens if speculation.keeps_kv else 0
         self._admission_slots = self._lookahead_slots if rules.lookahead_at_admission else 0
@@ -199,7 +205,7 @@ class SpeculativeScheduler(Scheduler):
         if request.num_output_tokens >= request.output_limit:
             plan.finishing.append(request)
         elif not self._asynchronous:
-            request.num_draft_tokens = self.speculation.num_tokens
+            request.num_draft_tokens = self._propose(request)
         return emitted
 
     def _count(self, drafts: int, accepted: int) -> None:

@@ -72,11 +72,11 @@ def block_text(fit: KernelFit) -> str:
             continue
         lines.append(f"    {name}:{comments.get(name, '')}")
         lines += [f"      {key}: {_flow(values)}" for key, values in block[name].items()]
-    rate = block.get("elementwise_gb_per_s")
-    lines.append(
-        f"    elementwise_launch_us: {block['elementwise_launch_us']:g}{'' if rate else ' # estimate'}"
-    )
-    lines += [f"    elementwise_gb_per_s: {rate:g}"] if rate else []
+    if elementwise := block["elementwise"]:
+        lines.append("    elementwise: # kernels that only move data; layer: what lies between all of them")
+        lines += [f"      {kind}: {_flow(values)}" for kind, values in elementwise.items()]
+    else:
+        lines.append(f"    elementwise_launch_us: {block['elementwise_launch_us']:g} # estimate")
     if first_call := block.get("first_call"):
         lines.append(f"    first_call: {_flow(first_call)} # of a product with a new count of rows, on top")
     lines.append("    errors: # percent of |ln(law / measured)|; see docs/model.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from record.engine import Engine, VllmEngine
 from record.folder import Folder
-from record.plans import PLANS, Job
+from record.plans import PLANS, Job, first_look
 from record.session import RunClock, Session
 from record.shapes import write_hf_config
 from record.start import start_folder
@@ -25,9 +26,9 @@ def main() -> int:
     arguments = _arguments()
     if arguments.job is not None:
         number, repeat, deadline = arguments.job
-        return _child(arguments, PLANS[arguments.plan][int(number)], int(repeat), deadline)
+        return _child(arguments, _jobs(arguments)[int(number)], int(repeat), deadline)
     end = time.time() + arguments.budget_s
-    jobs = PLANS[arguments.plan]
+    jobs = _jobs(arguments)
     for repeat in range(max(job.repeats for job in jobs)):
         for number, job in enumerate(jobs):
             left_s = end - time.time()
@@ -41,13 +42,16 @@ def main() -> int:
             command = [sys.executable, "-m", "record", *sys.argv[1:]]
             command += ["--job", str(number), str(repeat), str(begin + limit_s)]
             try:
-                status: object = subprocess.run(command, timeout=limit_s + 20, check=False).returncode
+                status: object = subprocess.run(
+                    command, timeout=limit_s + 20, check=False, env={**os.environ, **dict(job.environment)}
+                ).returncode
             except subprocess.TimeoutExpired:
                 status = "killed at its limit"
             took_s = time.time() - begin
             print(f"{job.shape} {job.prefix} repeat {repeat + 1}: {status}, {took_s:.0f} s", flush=True)
     for folder in {_folder(arguments, job) for job in jobs}:
         if folder.is_dir():
+            Folder(folder).merge_kernels()
             Folder(folder).compress()
     return 0
 
@@ -60,8 +64,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, default=540.0, help="seconds for everything")
     parser.add_argument("--gpu", required=True, help="hardware file of this device: name or path")
     parser.add_argument("--fake", action="store_true", help="a stand-in that only schedules, instead of vLLM")
+    parser.add_argument("--first-look", action="store_true", help="the smallest sizes only, once")
     parser.add_argument("--job", nargs=3, type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _jobs(arguments: argparse.Namespace) -> list[Job]:
+    jobs = PLANS[arguments.plan]
+    return [first_look(job) for job in jobs] if arguments.first_look else jobs
 
 
 def _folder(arguments: argparse.Namespace, job: Job) -> Path:
@@ -83,13 +93,13 @@ def _child(arguments: argparse.Namespace, job: Job, repeat: int, deadline: float
         clock = RunClock.named(job.clock)
         with tempfile.TemporaryDirectory() as model:
             engine = VllmEngine(write_hf_config(job.shape, Path(model)), job.settings, clock)
-    start_folder(folder, job, engine, arguments.gpu)
+    job = start_folder(folder, job, engine, arguments.gpu)
     session = Session(engine, clock, folder, job, deadline)
     session.warm_up()
     if job.grid is not None:
         if job.grid.served:
             session.grid(job.grid, repeat)
-        if job.grid.operator_lengths:
+        if job.grid.operator_lengths or job.grid.first_lengths:
             session.operators(job.grid)
     for online in job.onlines:
         session.online(online, repeat)

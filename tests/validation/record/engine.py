@@ -63,6 +63,10 @@ class Operators(Protocol):
         """A step of decodes took so long."""
         ...
 
+    def correct(self, watched_s: float, plain_s: float) -> None:
+        """The same step took so long while it was looked at, and while it was not."""
+        ...
+
     def rows(self) -> Iterable[Sequence[object]]:
         """Rows of kernels.csv."""
         ...

@@ -7,16 +7,17 @@ import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from record.arrivals import Ask
 from record.engine import StepRow
 
-__all__ = ["Folder", "Served"]
+__all__ = ["KERNEL_COLUMNS", "Folder", "Served"]
 
 RUN_COLUMNS = (
     "run", "group", "load", "rate", "repeat", "set", "part", "requests", "steps", "duration_s", "wall_s",
-    "load_average",
+    "load_average", "copy_ms", "hash_ms",
 )  # fmt: skip
 REQUEST_COLUMNS = (
     "run", "request", "arrival_s", "arrival_step", "prompt_tokens", "output_tokens", "prefix_group",
@@ -88,6 +89,19 @@ class Folder:
         self._append("requests.csv", ([name, *_request(index, one)] for index, one in enumerate(served)))
         self._append("steps.csv", ([name, *_step(row)] for row in steps))
         self._append("runs.csv", [[run[column] for column in RUN_COLUMNS]])
+
+    def merge_kernels(self) -> None:
+        """Of an operator that was timed several times the median stays."""
+        path = self.path / "kernels.csv"
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8", newline="") as file:
+            _, *rows = csv.reader(file)
+        times: dict[tuple[str, ...], list[float]] = {}
+        for *operator, latency_us in rows:
+            times.setdefault(tuple(operator), []).append(float(latency_us))
+        path.unlink()
+        self.add_kernels([*operator, f"{median(each):.2f}"] for operator, each in times.items())
 
     def compress(self) -> None:
         """Zip the large tables, byte by byte the same for the same content."""

@@ -9,16 +9,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["OperatorTimes"]
+from record.folder import KERNEL_COLUMNS
+
+__all__ = ["OperatorTimes", "kernel_row"]
 
 Key = tuple[Any, ...]
-_PER_LAYER = {"RMSNorm": 2, "RotaryEmbedding": 1, "SiluAndMul": 1}
-_TIMED = ("Linear", "LogitsProcessor", "MoERunner", *_PER_LAYER)
-_MOVED = {"RMSNorm": 4, "RotaryEmbedding": 2, "SiluAndMul": 1.5}
-"""Values read and written per value of the input: a norm also adds the residual, the activation halves."""
+_KINDS = {"RMSNorm": "norm", "RotaryEmbedding": "rotation", "SiluAndMul": "activation"}
+"""Kernels that only move data, and what the law calls them."""
+_PACKED_BYTES = 2**20
+"""Matrices up to this size run on other kernels (vLLM 0.32, layers/utils.py)."""
+_TIMED = ("Linear", "LogitsProcessor", "MoERunner", *_KINDS)
+_MOVED = {"norm": 4, "head_norm": 2, "rotation": 2, "activation": 1.5, "sampling": 4, "layer": 2}
+"""Values of 2 bytes read and written per value of the input: a norm also adds the residual, the activation
+halves, sampling reads logits of 4 bytes twice; what lies between operators is taken as one more of them."""
 
 
 class OperatorTimes:
@@ -26,10 +32,11 @@ class OperatorTimes:
 
     def __init__(self, model: Any, sampler: Any, vllm: str) -> None:
         self._model, self._sampler, self._vllm = model, sampler, vllm
+        self._layers, self._hidden = model.config.num_hidden_layers, model.config.hidden_size
         self._hooks: list[Any] = []
         self._times: defaultdict[Key, list[float]] = defaultdict(list)
-        self._open: list[list[float]] = []
-        self._inside_s = 0.0
+        self._open: list[tuple[float, list[float]]] = []
+        self._inside_s = self._hook_s = 0.0
         self.batch: tuple[int, int, bool] = (0, 0, True)
         self.on = True
         self.first = False
@@ -39,27 +46,37 @@ class OperatorTimes:
             kind = type(module).__name__
             whole = module is self._model or module is self._sampler
             if whole or kind.endswith(_TIMED) or kind == "Attention":
-                self._hooks.append(module.register_forward_pre_hook(self._before))
-                self._hooks.append(module.register_forward_hook(self._after, with_kwargs=True))
+                self._watch(module)
         return self
+
+    def _watch(self, module: Any) -> None:
+        self._hooks.append(module.register_forward_pre_hook(self._before))
+        self._hooks.append(module.register_forward_hook(self._after, with_kwargs=True))
+
+    def correct(self, watched_s: float, plain_s: float) -> None:
+        """The same step took so long watched and unwatched: the difference is in the callers' times."""
+        self._times.clear()
+        self._hook_s = max(0.0, watched_s - plain_s) / max(1, len(self._hooks) // 2)
 
     def __exit__(self, *exception: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
     def _before(self, module: Any, inputs: Any) -> None:
-        self._open.append([time.thread_time(), 0.0])
+        self._open.append((time.thread_time(), []))
 
     def _after(self, module: Any, inputs: Any, named: dict[str, Any], output: Any) -> None:
         """A router may be called by the experts that it chooses; its time is its own."""
-        begin_s, within_s = self._open.pop()
+        begin_s, within = self._open.pop()
         seconds = time.thread_time() - begin_s
+        inputs = inputs or tuple(named.values())
         if self._open:
-            self._open[-1][1] += seconds
+            self._open[-1][1].append(seconds)
         else:
             self._inside_s += seconds
-        if self.on and module is not self._model and module is not self._sampler:
-            self._times[self._key(module, inputs or tuple(named.values()))].append(seconds - within_s)
+        if self.on:
+            own_s = seconds - sum(within) - self._hook_s * len(within)
+            self._times[self._key(module, inputs)].append(own_s)
 
     def stepped(self, seconds: float) -> None:
         """A step of decodes is over: what neither model nor sampler took is the host's."""
@@ -70,6 +87,10 @@ class OperatorTimes:
     def _key(self, module: Any, inputs: Any) -> Key:
         kind = type(module).__name__
         batch, context, decoding = self.batch
+        if module is self._model:
+            return "elementwise", "layer", batch if decoding else context, self._hidden
+        if module is self._sampler:
+            return "elementwise", "sampling", *inputs[0].shape
         if kind == "Attention":
             op = "generation_attention" if decoding else "context_attention"
             return op, batch, context, module.num_heads, module.num_kv_heads, module.head_size
@@ -83,9 +104,12 @@ class OperatorTimes:
             moe = module.moe_config
             width, hidden = moe.intermediate_size_per_partition, moe.hidden_dim
             return "moe", inputs[0].shape[0], width, hidden, moe.num_experts, moe.experts_per_token
-        name = next(each for each in _PER_LAYER if kind.endswith(each))
-        values = inputs[1:3] if name == "RotaryEmbedding" else inputs[:1]  # positions, query, key
-        return "elementwise", name, inputs[0].shape[0], sum(each.shape[-1] for each in values)
+        name = _KINDS[next(each for each in _KINDS if kind.endswith(each))]
+        values = inputs[1:3] if name == "rotation" else inputs[:1]  # positions, query, key
+        width = values[0].shape[-1]
+        if name == "norm" and values[0].dim() > 2:  # of every head
+            return "elementwise", "head_norm", values[0].numel() // width, width
+        return "elementwise", name, values[0].shape[0], sum(each.shape[-1] for each in values)
 
     def rows(self) -> Iterator[list[object]]:
         """The median time of every operator and size, as rows of kernels.csv."""
@@ -93,32 +117,28 @@ class OperatorTimes:
         if self.first:
             yield from self._first_rows(medians)
             return
-        moving: defaultdict[int, list[tuple[int, float]]] = defaultdict(list)
         for (op, *sizes), latency_us in medians.items():
             if op == "gemm":
-                yield self._row(op, ["", *sizes, *[""] * 7], "torch", latency_us)
-            elif op == "host":
-                yield self._row(op, ["", "", "", "", *sizes, *[""] * 6], "engine", latency_us)
+                named = dict(zip("mnk", sizes, strict=True))
+                packed = 2 * named["n"] * named["k"] <= _PACKED_BYTES
+                op, kernel = ("gemm_packed", "sgl") if packed else ("gemm", "onednn")
+                yield kernel_row(self._vllm, op, latency_us, kernel=kernel, **named)
             elif op == "moe":
-                rows, width, hidden, *chosen = sizes
                 # Random weights route at random: the recorder looked, and the law's expectation was met.
-                yield self._row(
-                    op,
-                    ["", rows, width, hidden, *[""] * 7],
-                    "cpu_fused_moe",
-                    latency_us,
-                    [*chosen, "uniform"],
+                named = dict(zip(("m", "n", "k", "num_experts", "experts_per_token"), sizes, strict=True))
+                yield kernel_row(
+                    self._vllm, op, latency_us, kernel="cpu_fused_moe", routing="uniform", **named
                 )
             elif op == "elementwise":
                 kind, rows, width = sizes
-                count = _PER_LAYER[kind]
-                moving[rows] += [(rows * width * _MOVED[kind], latency_us)] * count
+                moved = round(rows * width * _MOVED[kind])
+                each_us = latency_us / (self._layers if kind == "layer" else 1)
+                yield kernel_row(self._vllm, op, each_us, kernel=kind, m=rows, n=width, elements=moved)
+            elif op == "host":
+                yield kernel_row(self._vllm, op, latency_us, kernel="engine", batch=sizes[0])
             else:
-                yield self._row(op, ["bfloat16", "", "", "", *sizes, "", ""], "cpu_attn", latency_us)
-        for rows, kernels in moving.items():  # the law knows the kernels of a layer by their mean
-            elements, latency_us = (sum(column) / len(kernels) for column in zip(*kernels, strict=True))
-            sizes = ["", rows, "", "", "", "", "", "", "", "", round(elements)]
-            yield self._row("elementwise", sizes, "mean of a layer", latency_us)
+                named = dict(zip(("batch", "seq", "heads", "kv_heads", "head_dim"), sizes, strict=True))
+                yield kernel_row(self._vllm, op, latency_us, kernel="cpu_attn", kv_dtype="bfloat16", **named)
 
     def _first_rows(self, medians: dict[Key, float]) -> Iterator[list[object]]:
         """By how much the first call of a product was longer than the later ones: those of other layers."""
@@ -126,10 +146,14 @@ class OperatorTimes:
             times = self._times[(op, *sizes)]
             if op == "gemm" and len(times) > 2:
                 extra_us = max(1e6 * times[0] - later_us, 1.0)
-                yield self._row("gemm_first", ["", *sizes, *[""] * 7], "torch", extra_us)
+                named = dict(zip("mnk", sizes, strict=True))
+                yield kernel_row(self._vllm, "gemm_first", extra_us, kernel="onednn", **named)
 
-    def _row(
-        self, op: str, sizes: list[object], kernel: str, latency_us: float, experts: Sequence[object] = ()
-    ) -> list[object]:
-        routed = experts or ["", "", ""]
-        return ["cpu-core", "vllm", self._vllm, op, "bfloat16", *sizes, *routed, kernel, f"{latency_us:.2f}"]
+
+def kernel_row(vllm: str, op: str, latency_us: float, **named: object) -> list[object]:
+    """A row of kernels.csv."""
+    cells: dict[str, object] = {
+        "gpu": "cpu-core", "backend": "vllm", "backend_version": vllm, "op": op,
+        "dtype": "bfloat16", "latency_us": f"{latency_us:.2f}", **named,
+    }  # fmt: skip
+    return [cells.get(column, "") for column in KERNEL_COLUMNS]

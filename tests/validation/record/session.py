@@ -8,6 +8,7 @@ import time
 from record.arrivals import Ask, burst, prompt_ids, same
 from record.engine import Clock, Engine, Operators
 from record.folder import Folder, Served
+from record.machine import machine_speed
 from record.plans import Grid, Job, Online
 
 __all__ = ["RunClock", "Session"]
@@ -56,9 +57,15 @@ class Session:
         return self._deadline - time.time()
 
     def warm_up(self) -> None:
-        """Whatever an engine does only once: compile, allocate, fill caches."""
-        for size in (64, 16):
+        """Whatever an engine does only once: compile, allocate, fill caches.
+
+        Counts of tokens that no plan has, since what is prepared for a count is prepared once.
+        """
+        for size in (61, 13):
             self._serve("warm-up", same(4, size, 8))
+        settings = self._job.settings
+        most = min(settings.get("max_num_batched_tokens", 2048), settings["max_model_len"])
+        self._serve("warm-up", same(1, most - 5, 2))
 
     def grid(self, grid: Grid, repeat: int) -> None:
         """One prompt at a time, long ones in chunks; then batches that decode together."""
@@ -75,10 +82,11 @@ class Session:
     def operators(self, grid: Grid) -> None:
         """Times of single operators in the same grid, where the engine can tell them (on a CPU)."""
         watched = self._engine.watch_operators()
-        if watched is None or self._folder.has("kernels.csv"):
+        if watched is None:
             return
-        watched.first = bool(grid.first_lengths)
+        watched.first, plain_s = bool(grid.first_lengths), self._least_step_s()
         with watched:
+            watched.correct(self._least_step_s(), plain_s)
             for length in grid.first_lengths or grid.operator_lengths:
                 watched.batch = (1, length, False)
                 self._serve("operators", same(1, length, 1))
@@ -86,6 +94,12 @@ class Session:
             for context, batch in self._decodes(grid) if not watched.first else ():
                 self._watch_decodes(watched, batch, context, grid.steps)
         self._folder.add_kernels(watched.rows())
+
+    def _least_step_s(self) -> float:
+        """Of a request that decodes alone."""
+        self._serve("alone", same(1, 29, 60))
+        self._engine.forget()
+        return min(row.end_s - row.start_s for row in self._engine.steps[1:])
 
     def _watch_decodes(self, watched: Operators, batch: int, context: int, steps: int) -> None:
         """Only steps in which all of a batch decode are looked at."""
@@ -128,7 +142,7 @@ class Session:
         if self.left_s() < 5 or any(run["run"] == name for run in self._folder.runs()):
             return
         self._engine.forget()
-        before = os.getloadavg()[0]
+        before, speed = os.getloadavg()[0], machine_speed()
         begin_s = time.perf_counter()
         served = self._serve(group, asks)
         wall_s = time.perf_counter() - begin_s
@@ -145,6 +159,7 @@ class Session:
             "requests": len(served), "steps": len(steps),
             "duration_s": f"{max(ends) - asks[0].arrival_s:.4f}",
             "wall_s": f"{wall_s:.2f}", "load_average": f"{max(before, os.getloadavg()[0]):.2f}",
+            "copy_ms": f"{speed.copy_ms:.2f}", "hash_ms": f"{speed.hash_ms:.3f}",
         }  # fmt: skip
         self._folder.add_run(run, served, steps)
 

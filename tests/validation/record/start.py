@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +38,11 @@ _ENGINE = (
 )  # fmt: skip
 
 
-def start_folder(folder: Folder, job: Job, engine: Engine, gpu: str) -> None:
-    """Write the files that stand beside the runs, unless they are there."""
+def start_folder(folder: Folder, job: Job, engine: Engine, gpu: str) -> Job:
+    """Write the files that stand beside the runs, unless they are there.
+
+    Returns the job, its overrides with all in which this engine differs from the one that wrote the scenario.
+    """
     facts = engine.facts()
     version = ".".join(str(facts["vllm"]).split(".")[:2])
     folder.write_json("meta.json", _meta(job, facts, gpu))
@@ -52,6 +58,15 @@ def start_folder(folder: Folder, job: Job, engine: Engine, gpu: str) -> None:
         lines.append(f"  num_gpu_blocks_override: {facts['num_gpu_blocks']} # recorded")
     text = _SCENARIO.format(name=folder.path.name, shape=job.shape, gpu=gpu, engine="\n".join(lines), rate=2)
     folder.write_once("scenario.yaml", text)
+    return replace(job, overrides=(*_differences(folder, facts), *job.overrides))
+
+
+def _differences(folder: Folder, facts: dict[str, Any]) -> Iterator[str]:
+    first = json.loads((folder.path / "meta.json").read_text(encoding="utf-8"))["machine"]
+    for name in (*_ENGINE, "num_gpu_blocks"):
+        if facts[name] != first[name]:
+            setting = "num_gpu_blocks_override" if name == "num_gpu_blocks" else name
+            yield f"engine.{setting}={str(facts[name]).lower()}"
 
 
 def _meta(job: Job, facts: dict[str, Any], gpu: str) -> dict[str, Any]:

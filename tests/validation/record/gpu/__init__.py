@@ -1,0 +1,1 @@
+"""Carries the recorder and vLLM to a GPU machine without a network."""
