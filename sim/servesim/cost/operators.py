@@ -79,6 +79,8 @@ class OperatorLaw:
         self._slopes_s = tuple(layers * alone_s * paging for layers in part.window_layers)
         self._mixed_slopes_s = tuple(layers * mixed_s * paging for layers in part.window_layers)
         self._window_layers = tuple(zip(part.windows, part.window_layers, strict=True))
+        self._slopes_by_window_s = tuple(enumerate(self._slopes_s))
+        self._mixed_slopes_by_window_s = tuple(enumerate(self._mixed_slopes_s))
         self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
         self._row_s: dict[int, float] = {}
@@ -100,16 +102,17 @@ class OperatorLaw:
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, host time included."""
         least_s, extra_s = self._host.beside_gpu(shape.num_decodes + len(shape.chunks))
-        return max(self.gpu_s(shape), least_s) + extra_s
+        gpu_s = self.gpu_s(shape)
+        return (gpu_s if gpu_s > least_s else least_s) + extra_s
 
     def gpu_s(self, shape: StepShape) -> float:
         """Seconds that the GPU works on one step."""
         num_decodes, contexts, chunks, num_sampled, _, _ = shape
         num_tokens = shape.num_tokens
         seconds = self._fixed_s(num_tokens, num_decodes, num_sampled)
-        slopes_s = self._mixed_slopes_s if chunks else self._slopes_s
-        for context, slope_s in zip(contexts, slopes_s):  # noqa: B905
-            seconds += context * slope_s
+        slopes_s = self._mixed_slopes_by_window_s if chunks else self._slopes_by_window_s
+        for i, slope_s in slopes_s:
+            seconds += contexts[i] * slope_s
         if chunks:
             seconds += self._prefill_attention_s(chunks)
             if self._shard.prefill_linears:
@@ -126,9 +129,9 @@ class OperatorLaw:
             law = self._decode_laws[num_decodes] = self._decode_law(num_decodes)
         seconds, least_s, extra_s = law
         growth_s = 0.0
-        for context, growth, slope_s in zip(context_tokens, context_growth, self._slopes_s):  # noqa: B905
-            seconds += context * slope_s
-            growth_s += growth * slope_s
+        for i, slope_s in self._slopes_by_window_s:
+            seconds += context_tokens[i] * slope_s
+            growth_s += context_growth[i] * slope_s
         if seconds >= least_s:
             return AffineSteps(seconds + extra_s, growth_s, UNLIMITED_STEPS)
         steps = int((least_s - seconds) / growth_s) + 1 if growth_s > 0.0 else UNLIMITED_STEPS

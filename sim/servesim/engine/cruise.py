@@ -21,6 +21,9 @@ from servesim.engine.state import RequestState
 __all__ = ["Cruise"]
 
 
+_NOBODY: list[RequestState] = []
+
+
 class _Newcomer(NamedTuple):
     """A step of the group and of somebody's whole prompt, as scheduled."""
 
@@ -59,64 +62,57 @@ class Cruise:
         self._wait_until = wait_until
         self._stop = stop
 
-    def run(self, flight: Flight, now_s: float) -> Generator[Any, Any, tuple[float, Flight | None]]:
+    def run(self, begun: Flight, now_s: float) -> Generator[Any, Any, tuple[float, Flight | None]]:
         """Go on from a plan that coasts and begins now; returns the time and what begins then, if anything.
 
         Returns where blocks may run short, where somebody is not let in whole, and once ``stop()`` is true.
         """
         scheduler, lead, ledger, stop = self._scheduler, self._lead, self._ledger, self._stop
-        group, kv, pack, write = scheduler.group, scheduler.kv, self._log.steps.pack, self._log.steps.write
-        next_event_s, wait_until, decode_steps = (
-            self._next_event_s,
-            self._wait_until,
-            self._step_time.decode_steps,
-        )
-        members, waiting = group.members, scheduler.waiting
+        group, kv, log, next_event_s = scheduler.group, scheduler.kv, self._log, self._next_event_s
+        pack, write, decode_steps = log.steps.pack, log.steps.write, self._step_time.decode_steps
+        members, waiting, wait_until = group.members, scheduler.waiting, self._wait_until
         levels, first_s, growth_s, num_steps = (
-            flight.levels,
-            flight.first_s,
-            flight.growth_s,
-            flight.num_steps,
+            begun.levels,
+            begun.first_s,
+            begun.growth_s,
+            begun.num_steps,
         )
-        step: Flight | _Newcomer | None = flight  # what is in flight; None: a row
-        if not (flight.plan.scheduled or flight.plan.finishing):
+        # What is in flight: a plan, else a newcomer's step, else a row.
+        flight: Flight | None = begun
+        newcomer: _Newcomer | None = None
+        if not (begun.plan.scheduled or begun.plan.finishing):
             scheduler.drop_plans()
-            step = None
+            flight = None
         while True:
             # How many steps, when what follows them is decided, and when they end.
-            steps, end_levels, event_s = 1, levels, next_event_s()
-            if step is None:
-                decodes = outputs = len(members)
+            steps, end_s, end_levels, event_s, ended = 1, now_s + first_s, levels, next_event_s(), _NOBODY
+            decided_s = now_s if lead else end_s
+            if flight is not None:
+                if len(members) > kv.num_free_blocks or stop():
+                    return now_s, flight
+            elif newcomer is not None:
+                request, shape, ended, _ = newcomer
+                decodes, (context_tokens,), chunks, outputs, _, _ = shape
+                itl_samples, prefill_tokens = outputs - 1, chunks[0][0] if chunks else 0
+            else:
+                decodes = outputs = itl_samples = len(members)
                 context_tokens, prefill_tokens = levels[0], 0
                 last = 1 + group.steps_to_finish()
                 steps = last if last < num_steps else num_steps
-                break_s = now_s if waiting else event_s
                 decided_s = now_s + duration_s(steps - lead, first_s, growth_s)
+                break_s = now_s if waiting else event_s
                 if break_s <= decided_s:
-                    begun = steps_until(break_s - now_s, first_s, growth_s) if break_s > now_s else 0
-                    steps, decided_s = begun + lead, now_s + duration_s(begun, first_s, growth_s)
-                end_s = now_s + duration_s(steps, first_s, growth_s)
+                    past = steps_until(break_s - now_s, first_s, growth_s) if break_s > now_s else 0
+                    steps, decided_s = past + lead, now_s + duration_s(past, first_s, growth_s)
                 blocks = group.blocks_demanded(steps - 1) if steps > 1 else 0
                 if blocks + decodes > kv.num_free_blocks or stop():
-                    flight = Flight(scheduler.plan_of_group(lead))
-                    flight.first_s, flight.growth_s, flight.num_steps = first_s, growth_s, num_steps
-                    flight.begin(now_s, levels)
-                    return now_s, flight
+                    return now_s, self._row_in_flight(now_s, first_s, growth_s, num_steps, levels)
                 if steps > 1:
+                    end_s = now_s + duration_s(steps, first_s, growth_s)
                     scheduler.advance_group(steps - 1, blocks)
                     end_levels = scheduler.levels()
-                ended = scheduler.pop_ended() if steps == last else []
-            else:
-                end_s = now_s + first_s
-                decided_s = now_s if lead else end_s
-                if isinstance(step, _Newcomer):
-                    newcomer, shape, ended, _ = step
-                    decodes, (context_tokens,), chunks, outputs, _, _ = shape
-                    prefill_tokens = chunks[0][0] if chunks else 0
-                elif len(members) > kv.num_free_blocks or stop():
-                    return now_s, step
-                else:
-                    ended = []
+                if steps == last:
+                    ended = scheduler.pop_ended()
             after = None
             if lead:
                 while event_s <= decided_s:
@@ -128,22 +124,20 @@ class Cruise:
                     scheduler.advance_group(1, group.blocks_demanded(1))
             if event_s < end_s:
                 yield wait_until(end_s)
-            if isinstance(step, Flight):
-                step.leave_behind(1)
-                ledger.commit(step, 1, end_s)
+            if flight is not None:
+                flight.leave_behind(1)
+                ledger.commit(flight, 1, end_s)
             else:
                 scheduler.commit_group(ended, steps, end_s)
-                itl_samples = outputs
-                if step is not None:
-                    scheduler.greet(newcomer, end_s)
-                    itl_samples -= 1
+                if newcomer is not None:
+                    scheduler.greet(request, end_s)
                 write(pack(
                     now_s, first_s, growth_s, steps, decodes, outputs - decodes, prefill_tokens,
                     context_tokens, outputs, itl_samples, outputs, 0, 0, 0, *levels, *end_levels,
                 ))  # fmt: skip
-                self._log.end_s = end_s
-                for request in ended:
-                    ledger.end(request, end_s)
+                log.end_s = end_s
+                for each in ended:
+                    ledger.end(each, end_s)
             now_s = end_s
             if not lead:
                 while next_event_s() <= now_s:
@@ -152,19 +146,28 @@ class Cruise:
                     after = self._let_in(0, now_s)
                 elif members:
                     scheduler.advance_group(1, group.blocks_demanded(1))
-            step, levels = after, scheduler.levels()
-            if step is None:
-                if not members:
-                    return now_s, None
+            flight, newcomer, levels = None, None, scheduler.levels()
+            if after is None:
                 count = len(members)
+                if not count:
+                    return now_s, None
                 first_s, growth_s, num_steps = decode_steps(count, (levels[0],), (count,))
-            elif isinstance(step, _Newcomer):
-                first_s, growth_s = step.first_s, 0.0
+            elif isinstance(after, _Newcomer):
+                newcomer, first_s, growth_s = after, after.first_s, 0.0
             else:
-                step.begin(now_s, levels)
-                first_s = step.first_s
-                if waiting or not step.plan.coasts:
-                    return now_s, step
+                flight, first_s = after, after.first_s
+                flight.begin(now_s, levels)
+                if waiting or not flight.plan.coasts:
+                    return now_s, flight
+
+    def _row_in_flight(
+        self, now_s: float, first_s: float, growth_s: float, num_steps: int, levels: tuple[int, ...]
+    ) -> Flight:
+        """The row that begins now, for those who take over."""
+        flight = Flight(self._scheduler.plan_of_group(self._lead))
+        flight.first_s, flight.growth_s, flight.num_steps = first_s, growth_s, num_steps
+        flight.begin(now_s, levels)
+        return flight
 
     def _let_in(self, draining: int, now_s: float) -> Flight | _Newcomer | None:
         """Schedule the next step of the group and of those who have arrived."""

@@ -17,7 +17,7 @@ from servesim.engine.events import Log
 from servesim.engine.flight import Flight
 from servesim.engine.ledger import Ledger
 from servesim.engine.scheduler import Scheduler
-from servesim.engine.state import Plan, RequestState, Status
+from servesim.engine.state import REFUSED, Plan, RequestState
 from servesim.workload.request import Request, Workload
 
 __all__ = ["Engine", "Process", "Traffic", "run_to_end", "simulate"]
@@ -81,16 +81,17 @@ class Traffic:
             self._submit_later(next_request)
 
     def _arrive(self) -> Process:
-        env, due_s = self._env, self.due_s
+        env, due_s, submit, is_over = self._env, self.due_s, self._submit, self._is_over
         for request in self._workload.arrivals():
-            if request.arrival_s > env.now:
-                delay_s = request.arrival_s - env.now
-                heappush(due_s, env.now + delay_s)  # as SimPy rounds it
+            now_s = env.now
+            if request.arrival_s > now_s:
+                delay_s = request.arrival_s - now_s
+                heappush(due_s, now_s + delay_s)  # as SimPy rounds it
                 yield env.timeout(delay_s)
                 heappop(due_s)
-            if self._is_over():
+            if is_over():
                 break
-            self._submit(request)
+            submit(request)
         self.has_begun_all = True
 
     def _submit_later(self, request: Request) -> None:
@@ -180,7 +181,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """A request arrives now."""
         state = self._scheduler.add(request)
-        if state.status is Status.REFUSED:
+        if state.status is REFUSED:
             self._ledger.refuse(state)
         else:
             self.wake()

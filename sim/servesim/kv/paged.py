@@ -171,9 +171,8 @@ class PagedKVCache:
             return blocks if blocks > 0 else 0
         return max(blocks - hit.num_blocks, 0) + hit.num_evictable
 
-    def num_blocks_to_admit(self, sequence: PagedSequence, num_tokens: int, hit: PrefixHit | None) -> int:
-        """As for any slots: nothing is freed before the sequence ends."""
-        return self.num_blocks_needed(sequence, num_tokens, hit)
+    # Nothing is freed before a sequence ends, so the whole prompt takes what its slots take.
+    num_blocks_to_admit = num_blocks_needed
 
     def deny(self, num_blocks: int) -> bool:
         """Any free block serves, so too few are free."""
@@ -233,7 +232,8 @@ class PagedKVCache:
         """Give back all blocks, the last first; cached ones stay hit-able until they are reclaimed."""
         cached = sequence.num_cached
         self.num_logical_blocks -= cached + sequence.num_blank
-        parts = [part for extent, taken in sequence.pieces for part in parts_of(extent, taken)]
+        pieces, sequence.pieces = sequence.pieces, []
+        parts = [part for extent, taken in pieces for part in parts_of(extent, taken)] if pieces else []
         if len(sequence.path) == 1 and self._makes_extents_late:
             low = parts[-1].high if parts else 0
             if low < cached:
@@ -241,7 +241,6 @@ class PagedKVCache:
                 node.extents.append(Extent(node, low, cached, None, 1))
                 parts.append(node.extents[-1])
         self._give_back(parts, sequence.num_blank, sequence.blank_ids)
-        sequence.pieces = []
         sequence.num_cached = sequence.num_blank = sequence.cursor = 0
         sequence.blank_ids = None
 
