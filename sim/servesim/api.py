@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
-from servesim.config.load import LoadedScenario, find_data, load_scenario
+from servesim.config.load import LoadedScenario, find_data, load_scenario, loaded_scenario
 from servesim.config.profiles import load_gpu
 from servesim.config.scenario import EngineVersion
 from servesim.config.step_trace import load_requests, load_settings
@@ -26,24 +26,23 @@ from servesim.results import (
     PrefixCacheReport,
     Result,
 )
-from servesim.studies import (
-    Explained,
-    FleetPlan,
-    PairedReplications,
-    Replicated,
-    SensitivityStudy,
-    Sweep,
-    explain,
-    loaded_scenario,
-    plan,
-    replicate,
-    replicate_compared,
-    sensitivity,
-    sweep,
-)
 
 if TYPE_CHECKING:
     from servesim.analysis.kernel_fit import KernelFit
+    from servesim.studies import (
+        Explained,
+        FleetPlan,
+        PairedReplications,
+        Replicated,
+        SensitivityStudy,
+        Sweep,
+        explain,
+        plan,
+        replicate,
+        replicate_compared,
+        sensitivity,
+        sweep,
+    )
 
 __all__ = [
     "Accuracy",
@@ -79,6 +78,16 @@ __all__ = [
     "trace",
     "validate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the studies of many runs when one is first asked for: a single run does not need them."""
+    if name not in __all__:
+        raise AttributeError(f"module 'servesim.api' has no attribute '{name}'")
+    from servesim import studies
+
+    return getattr(studies, name)
+
 
 load = load_scenario
 

@@ -21,7 +21,7 @@ from servesim.analysis.replications import replicate as replicate_scenario
 from servesim.analysis.run_folder import RunFolder
 from servesim.analysis.sensitivity import Sensitivity, run_task, sensitivity_of
 from servesim.analysis.sweep import OnDone, Workers, ignore, in_order, plan_sweep, run_sweep
-from servesim.config.load import LoadedScenario, load_scenario
+from servesim.config.load import LoadedScenario, load_scenario, loaded_scenario
 from servesim.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -422,21 +422,6 @@ def sweep(
     plan = plan_sweep(scenario, overrides, [read_axis(text) for text in vary], latin, replications)
     folder = RunFolder(Path(out), plan.manifest)
     return Sweep(plan.manifest, run_sweep(plan, folder, workers, on_point))
-
-
-def loaded_scenario(source: Source, overrides: Sequence[str]) -> LoadedScenario:
-    """The scenario; raises ConfigError where one that is loaded already is given overrides."""
-    if not isinstance(source, LoadedScenario):
-        return load_scenario(source, overrides)
-    if overrides:
-        problem = Problem(
-            "a scenario that is loaded already takes no overrides",
-            file=str(source.file),
-            got=", ".join(overrides),
-            next_step="give them to servesim.load",
-        )
-        raise ConfigError(problem)
-    return source
 
 
 def _refuse_single(replications: int) -> None:

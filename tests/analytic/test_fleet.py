@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from servesim.analysis.fragmentation import fragmentation
 from servesim.analysis.metrics import request_times, summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.tables import requests_frame
 from servesim.analysis.timeline import timeline
 from servesim.config.load import load_scenario
 from servesim.engine import router
@@ -58,12 +60,12 @@ def test_random_split_of_poisson_arrivals_is_independent_m_d_1_queues() -> None:
 
 def test_a_split_in_advance_is_what_the_router_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that meet at every arrival serve each request at the times of engines simulated alone."""
-    from servesim.analysis import simulation
+    from servesim.analysis import fleet
 
     for policy in ("random", "round-robin"):
         alone = run("azure-conv-h100", *TRACE, f"hardware.router={policy}")
         with monkeypatch.context() as changed:
-            changed.setattr(simulation, "BLIND", ())
+            changed.setattr(fleet, "BLIND", ())
             together = run("azure-conv-h100", *TRACE, f"hardware.router={policy}")
         assert alone.log.requests.parts == together.log.requests.parts
         for name in ("index", "arrival_s", "first_token_s", "finish_s"):
@@ -122,6 +124,22 @@ def test_figures_of_a_fleet_are_those_of_its_replicas() -> None:
     assert summary.kv.adds_up
 
 
+def test_a_fleet_in_which_one_replica_never_has_a_queue_can_be_reported() -> None:
+    """The queues of the others are put end to end; the shares of the pool still add up."""
+    found = run(
+        "azure-conv-h100", "workload.trace.max_requests=5", "workload.trace.rate_scale=1000",
+        "hardware.replicas=4", "engine.max_num_seqs=1",
+    )  # fmt: skip
+    line, summary = timeline(found.log.steps, 0.0), summarise(found)
+    assert [(line.columns["waiting"][rows] > 0).any() for rows in line.parts] == [True, False, False, False]
+    account = fragmentation(found, summary)
+    assert account is not None
+    for shares in (account.whole, account.in_queue):
+        assert shares is not None
+        assert sum(one.mean for one in shares.of.values()) == pytest.approx(1)
+    assert account.whole.time_s == pytest.approx(summary.load.horizon_s)
+
+
 def test_sampled_replicas_stand_for_thousands() -> None:
     """4 of 2,000 replicas: the same load per replica, and the rates of all 2,000, within the noise."""
     shared = ("workload.num_requests=120000", "engine.step_time={law: linear, base_s: 0.004}")
@@ -149,3 +167,83 @@ def test_what_cannot_be_sampled_is_refused() -> None:
         )
     with pytest.raises(ConfigError, match="does not go with a closed loop"):
         run("closed-loop-sharegpt", "hardware.replicas=4", "hardware.simulated_replicas=1")
+
+
+ONE_AT_A_TIME = (
+    *QUEUE[:-1],
+    "workload.num_requests=400",
+    "hardware.replicas=2",
+    "hardware.router=least-outstanding",
+)
+FAILURE = "fleet={failures: [{replica: 0, at_s: 1, down_s: 2}], in_flight: %s}"
+
+
+def test_a_failed_replica_by_hand() -> None:
+    """D = 20 ms, two servers, of which one is away from 1 s to 3 s; each request is served in one step."""
+    found = run("poisson-chat", *ONE_AT_A_TIME, FAILURE % "retry")
+    requests, (first, _) = found.log.requests.columns, found.log.requests.parts
+    finish_s, index = requests["finish_s"], requests["index"]
+    assert sorted(index) == list(range(400))
+    away = (finish_s[:first] > 1 + 2 * SERVICE_S + 1e-9) & (finish_s[:first] < 3 + SERVICE_S - 1e-9)
+    assert not away.any()
+    assert (finish_s[:first] > 3).any()
+    assert found.log.fleet is not None
+    aborted = found.log.fleet.aborts.columns
+    late = np.isin(index, aborted["index"])
+    assert late.sum() == len(aborted["index"]) > 0
+    assert (finish_s[late] >= aborted["at_s"].max() + SERVICE_S - 1e-9).all()
+    assert (finish_s - requests["arrival_s"])[late].max() > SERVICE_S, "the arrival stays"
+    fleet = summarise(found).fleet
+    assert fleet is not None
+    assert (fleet.failures, fleet.retried, fleet.lost) == (1, late.sum(), 0)
+    horizon_s = float(finish_s.max() - requests["arrival_s"].min())
+    assert fleet.up_share == pytest.approx(1 - 2 / horizon_s / 2)
+    frame = requests_frame(found.log)
+    assert frame["aborts"].sum() == late.sum()
+
+
+def test_lost_requests_are_failed_requests() -> None:
+    lost = summarise(run("poisson-chat", *ONE_AT_A_TIME, FAILURE % "lose"))
+    assert lost.fleet is not None
+    assert lost.failed == lost.fleet.lost == lost.fleet.aborts > 0
+    assert lost.completed + lost.failed == 400
+    assert [one.caveat.key for one in lost.warnings if one.caveat.key == "lost"]
+
+
+def test_nobody_is_left_to_serve() -> None:
+    """The only replica fails for ever: what it has not served is lost, and counted."""
+    found = run(
+        "poisson-chat", *ONE_AT_A_TIME, "hardware.replicas=1", "fleet={failures: [{replica: 0, at_s: 1}]}"
+    )
+    summary = summarise(found)
+    assert summary.fleet is not None
+    assert summary.completed + summary.fleet.lost == 400
+    assert np.nanmax(found.log.requests.columns["finish_s"]) < 1 + 2 * SERVICE_S + 1e-9
+
+
+def test_a_failure_after_the_last_request_is_told() -> None:
+    late = summarise(run("poisson-chat", *ONE_AT_A_TIME, "fleet={failures: [{replica: 0, at_s: 1000}]}"))
+    assert "failed_too_late" in [one.caveat.key for one in late.warnings]
+    assert late.fleet is not None
+    assert late.fleet.failures == 0
+    assert late.duration_s < 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["fleet={failures: [{replica: 2, at_s: 1}]}"], "there is no replica 2: they are counted from 0"),
+        (
+            ["fleet={failures: [{replica: 0, at_s: 1}, {replica: 0, at_s: 5}]}"],
+            r"fleet.failures\[1\].at_s.*replica 0 is down already: it fails at 1 s, for ever",
+        ),
+        (["fleet={failures: [{replica: 0, at_s: 1, down_s: 0}]}"], "greater than 0"),
+        (
+            ["hardware.router=random", "hardware.simulated_replicas=1", "fleet={in_flight: retry}"],
+            "does not go with hardware.simulated_replicas",
+        ),
+    ],
+)
+def test_mistakes_in_a_fleet_are_explained(changes: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_scenario("poisson-chat", [*ONE_AT_A_TIME, *changes])

@@ -53,6 +53,19 @@ class CheckedScheduler(Scheduler):
         queue = self._in_order()
         return self._check_plan(queue, super().plan_beside_group(draining, pending))
 
+    def let_in(self, request: RequestState) -> tuple[int, int, list[RequestState]]:
+        decodes = len(self.group.members)
+        cached, context_tokens, ended = super().let_in(request)
+        limits, tokens = self.limits, decodes + request.num_prompt_tokens - cached
+        assert len(self.running) <= limits.max_num_seqs, "4: max_num_seqs"
+        assert tokens <= limits.max_num_batched_tokens, "4: max_num_batched_tokens"
+        threshold = limits.long_prefill_token_threshold
+        assert not 0 < threshold < tokens - decodes, "4: long_prefill_token_threshold"
+        assert self.kv.num_free_blocks >= limits.watermark_blocks, "4: watermark"
+        assert not self.waiting, "6: who waits is overtaken"
+        self.check()
+        return cached, context_tokens, ended
+
     def _check_plan(self, queue: list[RequestState], plan: Plan | None) -> Plan | None:
         if plan is None:
             assert self.group.members or self.running or not self.waiting, "8: idle while somebody waits"

@@ -126,7 +126,7 @@ _prompts = st.lists(st.tuples(_names, _lengths), min_size=1, max_size=2)
 
 
 @st.composite
-def _requests(draw: st.DrawFn) -> tuple[tuple[Request, ...], tuple[tuple[int, Request], ...]]:
+def _requests(draw: st.DrawFn, calm: bool) -> tuple[tuple[Request, ...], tuple[tuple[int, Request], ...]]:
     """Requests that share prefixes, and follow-ups that repeat the prompt and the output they follow.
 
     As in a real engine, nobody's prompt holds an output that is not there yet.
@@ -134,8 +134,8 @@ def _requests(draw: st.DrawFn) -> tuple[tuple[Request, ...], tuple[tuple[int, Re
     starts: list[Request] = []
     chains: list[tuple[int, Request]] = []
     ends: list[Request] = []  # requests that nothing follows yet
-    named = draw(st.booleans())
-    apart = draw(st.sampled_from([0, 8, 64, 512]))
+    named = not calm and draw(st.booleans())
+    apart = draw(st.sampled_from([256, 2048] if calm else [0, 8, 64, 512]))
     now = 0
     for index in range(draw(st.integers(1, 10))):
         before = draw(st.sampled_from(ends)) if ends and draw(st.integers(0, 2)) == 0 else None
@@ -174,8 +174,10 @@ def _apart(request: Request) -> Request:
 
 
 @st.composite
-def _laws(draw: st.DrawFn) -> WindowLaw:
-    windows = draw(st.sampled_from([(None,), (None, 64), (None, 7), (12,), (5, None, 30)]))
+def _laws(draw: st.DrawFn, calm: bool) -> WindowLaw:
+    windows = draw(
+        st.sampled_from([(None,), (None, 64), (None, 7), (12,), (5, None, 30)][: 1 if calm else 5])
+    )
     return WindowLaw(
         windows,
         base=draw(st.integers(1, 64)),
@@ -195,30 +197,36 @@ def _reservation(draw: st.DrawFn, num_slots: int, max_model_len: int) -> tuple[R
 
 @st.composite
 def cases(draw: st.DrawFn, **fixed: Any) -> Case:
-    """Engines whose pool holds one longest request or little more; ``fixed`` pins settings by name."""
+    """Engines whose pool holds one longest request or little more; ``fixed`` pins settings by name.
+
+    ``calm=True``: the pool holds several, requests come apart, and attention sees everything.
+    """
+    calm = fixed.pop("calm", False)
 
     def pick(name: str, strategy: st.SearchStrategy[Any]) -> Any:
         return fixed[name] if name in fixed else draw(strategy)
 
     block_size = pick("block_size", st.sampled_from([1, 2, 3, 4, 8, 16]))
     paged = pick("paged", st.integers(0, 5).map(bool))
-    usable = draw(st.integers(max(2, 32 // block_size), max(8, 160 // block_size)))
-    max_model_len = draw(st.integers(usable * block_size // 2 + 1, usable * block_size))
+    room = 4 if calm else 1
+    usable = room * draw(st.integers(max(2, 32 // block_size), max(8, 160 // block_size)))
+    longest = usable // room * block_size
+    max_model_len = draw(st.integers(longest // 2 + 1, longest))
     chunked = pick("enable_chunked_prefill", st.booleans())
     budget = draw(st.integers(4, 80))
     limits = SchedulerLimits(
-        max_num_seqs=pick("max_num_seqs", st.integers(1, 8)),
+        max_num_seqs=pick("max_num_seqs", st.integers(3 if calm else 1, 8)),
         max_num_batched_tokens=budget if chunked else max(budget, max_model_len),
         max_model_len=max_model_len,
         enable_chunked_prefill=chunked,
         long_prefill_token_threshold=pick(
-            "long_prefill_token_threshold", st.one_of(st.just(0), st.integers(1, 20))
+            "long_prefill_token_threshold", st.one_of(st.just(0), st.integers(1, 40 if calm else 20))
         ),
         priority_policy=pick("priority_policy", st.booleans()),
         watermark_blocks=pick("watermark_blocks", st.integers(0, 2)),
         scheduler_reserve_full_isl=pick("scheduler_reserve_full_isl", st.booleans()),
     )
-    starts, chains = draw(_requests())
+    starts, chains = draw(_requests(calm))
     if limits.priority_policy:
         starts = tuple(_apart(request) for request in starts)
         chains = tuple((index, _apart(request)) for index, request in chains)
@@ -230,7 +238,7 @@ def cases(draw: st.DrawFn, **fixed: Any) -> Case:
         block_size,
         pick("caching", st.integers(0, 2).map(bool)),
         pick("pipeline_depth", st.sampled_from([1, 2])),
-        pick("law", _laws()),
+        pick("law", _laws(calm)),
         starts,
         chains,
     )

@@ -19,7 +19,7 @@ from servesim.engine.versions import RULES
 
 
 @settings(max_examples=300, deadline=None, report_multiple_bugs=False)
-@given(cases(), st.booleans())
+@given(cases() | cases(calm=True), st.booleans())
 def test_the_invariants_hold_after_every_step(case: Case, one_by_one: bool) -> None:
     scheduler = CheckedScheduler(
         case.limits, RULES[case.version], case.kv(), case.law.windows, one_by_one=one_by_one

@@ -40,6 +40,10 @@ class _Recorder(Scheduler):
                     self.decisions.append((plan.step, what, tuple(r.request.index for r in who)))
         return plan
 
+    def let_in(self, request: RequestState) -> Any:
+        self.decisions.append((self.step, "admitted", (request.request.index,)))
+        return super().let_in(request)
+
     def commit(self, plan: Plan, now_s: float, steps: int = 1) -> Any:
         result = super().commit(plan, now_s, steps)
         if plan.finishing:
@@ -135,6 +139,16 @@ REFUSED_WHILE_COASTING = Case(
 @example(LAST_TOKEN_ON_ITS_WAY)
 @example(REFUSED_WHILE_COASTING)
 def test_the_schedule_does_not_depend_on_how_it_is_found(case: Case) -> None:
+    compare(case)
+
+
+@settings(max_examples=200, deadline=None, report_multiple_bugs=False)
+@given(cases(calm=True))
+def test_nor_when_newcomers_find_room(case: Case) -> None:
+    compare(case)
+
+
+def compare(case: Case) -> None:
     fast, fast_decisions = serve(case, one_by_one=False)
     slow, slow_decisions = serve(case, one_by_one=True)
     assert fast_decisions == slow_decisions

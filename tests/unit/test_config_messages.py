@@ -43,7 +43,8 @@ def message_of(path: Path) -> str:
         (
             "seed: 1",
             "12: 1",
-            "FILE:13:1  [12]  unknown key  allowed: description, engine, expect, hardware, model, name",
+            "FILE:13:1  [12]  unknown key  "
+            "allowed: description, engine, expect, fleet, hardware, model, name",
         ),
         # wrong types
         ("16", "sixteen", 'FILE:5:15  engine.block_size  must be a whole number  got "sixteen"'),
@@ -78,7 +79,8 @@ def message_of(path: Path) -> str:
         (
             "seed: 1",
             '"a\\nb": 1',
-            "FILE:13:1  a\\nb  unknown key  allowed: description, engine, expect, hardware, model, name",
+            "FILE:13:1  a\\nb  unknown key  "
+            "allowed: description, engine, expect, fleet, hardware, model, name",
         ),
         ("name: example", "name: ''", 'FILE:1:7  name  must not be empty  got ""'),
         # sections

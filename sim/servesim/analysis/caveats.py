@@ -27,6 +27,14 @@ class Caveat(Enum):
         "{failed:,} of {arrived:,} requests were refused: longer than max_model_len {max_model_len}",
         "raise engine.max_model_len, or leave the long requests out",
     )
+    LOST = (
+        "{lost:,} of {arrived:,} requests were lost with their replica",
+        "set fleet.in_flight=retry, or keep a replica that serves",
+    )
+    FAILED_TOO_LATE = (
+        "{late:,} of {failures:,} failures were due after the last request had ended, and did not come",
+        "set fleet.failures at_s within the {duration_s:.0f} s of the run",
+    )
     CUT_SHORT = (
         "{cut:,} of {arrived:,} requests were cut off at max_model_len {max_model_len}",
         "raise engine.max_model_len, or ask for shorter outputs",
@@ -76,7 +84,7 @@ class Caveat(Enum):
     def say(self, **values: float | str) -> Warned:
         """The warning with its numbers put in."""
         text, next_step = self.value
-        return Warned(self, text.format(**values), next_step)
+        return Warned(self, text.format(**values), next_step.format(**values))
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,14 +136,14 @@ def has_queue(whole: Shares, in_queue: Shares | None) -> bool:
 
 
 def fragmentation(run: Run, summary: Summary | None = None, name: str | None = None) -> Fragmentation | None:
-    """The account of one run; None when nothing was ever scheduled.
+    """The account of one run; None when nothing was ever scheduled, and for KV pools of several sizes.
 
     Raises ArithmeticError when the classes do not add up to the pool at every row of the log.
     """
     summary = summary or summarise(run)
     arrival_s = np.array(run.log.requests.columns["arrival_s"])
     line = timeline(run.log.steps, float(arrival_s.min()) if len(arrival_s) else 0.0)
-    if not len(line):
+    if not len(line) or len({pool.memory.kv_cache_tokens for pool in run.pools}) > 1:
         return None
     engine = run.scenario.engine
     watermark = int(engine.watermark * run.memory.num_gpu_blocks) * engine.block_size

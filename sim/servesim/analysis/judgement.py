@@ -47,13 +47,27 @@ def _ends(run: Run, summary: Summary) -> Iterator[Warned]:
         yield Caveat.UNFINISHED.say(unfinished=summary.unfinished, arrived=arrived)
     if not summary.completed:
         yield Caveat.NOTHING_COMPLETED.say()
-    if summary.failed:
-        yield Caveat.REFUSED.say(failed=summary.failed, arrived=arrived, max_model_len=limit)
+    if refused := int((status == Log.STATUSES.index("refused")).sum()):
+        yield Caveat.REFUSED.say(failed=refused, arrived=arrived, max_model_len=limit)
+    yield from _fleet(run, summary)
     hardware = run.scenario.hardware
     if hardware.num_simulated < hardware.replicas:
         yield Caveat.SAMPLED.say(simulated=hardware.num_simulated, replicas=hardware.replicas)
     if cut:
         yield Caveat.CUT_SHORT.say(cut=cut, arrived=arrived, max_model_len=limit)
+
+
+def _fleet(run: Run, summary: Summary) -> Iterator[Warned]:
+    fleet = summary.fleet
+    if fleet is None or run.scenario.fleet is None:
+        return
+    if fleet.lost:
+        yield Caveat.LOST.say(lost=fleet.lost, arrived=summary.num_prompts)
+    due = len(run.scenario.fleet.failures)
+    if fleet.failures < due and not summary.interrupted:
+        yield Caveat.FAILED_TOO_LATE.say(
+            late=due - fleet.failures, failures=due, duration_s=summary.duration_s
+        )
 
 
 def _load(run: Run, summary: Summary, line: Timeline) -> Iterator[Warned]:

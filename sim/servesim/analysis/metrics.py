@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.distribution import Distribution, distribution, weighted_distribution
+from servesim.analysis.fleet_use import fleet_use
 from servesim.analysis.judgement import judge
 from servesim.analysis.run import Run
 from servesim.analysis.summary import KvUse, Load, SloCheck, Speculation, Summary
@@ -63,17 +64,16 @@ def summarise(run: Run) -> Summary:
     completed = int(done.sum())
     total_input = int(column["prompt_tokens"][done].sum())
     total_output = int(column["generated_tokens"][done].sum())
-    failed = int((column["status"] == _STATUS["refused"]).sum())
+    failed = int(np.isin(column["status"], (_STATUS["refused"], _STATUS["lost"])).sum())
     rate, burstiness, concurrency = _arrival_settings(run)
-    engine, price_usd = scenario.engine, run.gpu.price_per_hour_usd
     stands_for = scenario.hardware.replicas / scenario.hardware.num_simulated
-    num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size * scenario.hardware.replicas
+    num_gpus, price_usd = _gpus(run)
     summary = Summary(
         name=scenario.name,
         model=run.model.name,
         gpu=run.gpu.name,
         num_gpus=num_gpus,
-        price_per_hour_usd=None if price_usd is None else price_usd * num_gpus,
+        price_per_hour_usd=price_usd,
         seed=scenario.seed,
         config_hash=run.config_hash,
         interrupted=log.interrupted,
@@ -102,11 +102,27 @@ def summarise(run: Run) -> Summary:
         slo=slo,
         load=_load(line, log, column),
         speculation=_speculation(run),
+        fleet=fleet_use(run, line, first_s, end_s),
         kv=_kv_use(run, line),
         memory=run.memory,
         warnings=(),
     )
+    scaling = summary.fleet.scaling if summary.fleet else None
+    if scaling is not None and scaling.cost_usd is not None and duration_s > 0:
+        summary = replace(summary, price_per_hour_usd=scaling.cost_usd / duration_s * 3600)
     return replace(summary, warnings=judge(run, summary, line))
+
+
+def _gpus(run: Run) -> tuple[int, float | None]:
+    """How many in all, and their price per hour, if every one has one."""
+    engine, price_usd = run.scenario.engine, run.gpu.price_per_hour_usd
+    if run.pools:
+        counts = [pool.replicas * pool.gpus_per_replica for pool in run.pools]
+        prices = [pool.gpu.price_per_hour_usd for pool in run.pools]
+        total = sum((price or 0.0) * count for price, count in zip(prices, counts, strict=True))
+        return sum(counts), None if None in prices else total
+    num_gpus = engine.tensor_parallel_size * engine.pipeline_parallel_size * run.scenario.num_replicas
+    return num_gpus, None if price_usd is None else price_usd * num_gpus
 
 
 def request_times(log: Log) -> RequestTimes:
@@ -243,10 +259,19 @@ def _speculation(run: Run) -> Speculation | None:
     )
 
 
+def _adds_up(pools: Integers, line: Timeline) -> bool:
+    """Whether the pool of each replica has the same size at any time."""
+    halves = pools.reshape(2, -1)
+    parts = line.parts or (slice(None),)
+    return all(len(np.unique(halves[:, rows])) < 2 for rows in parts)
+
+
 def _kv_use(run: Run, line: Timeline) -> KvUse:
     ends = {name: line.kv(name) for name in KV_CLASSES}
     pools = np.concatenate([sum(pair[end] for pair in ends.values()) for end in (0, 1)])
-    pool = int(pools[0]) if len(pools) else 0
+    pool: float = int(pools[0]) if len(pools) else 0
+    if run.pools:  # replicas with pools of several sizes: shares are of their mean
+        pool = line.mean(pools[: len(line)], pools[: len(line)])
     queued = line.columns["waiting"] > 0
 
     def shares(where: Mask | None) -> dict[str, float]:
@@ -268,7 +293,7 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
         tokens, requests = memory.contiguous_tokens, memory.contiguous_tokens // longest
     mean, in_queue = shares(None), shares(queued)
     return KvUse(
-        pool_tokens=pool,
+        pool_tokens=round(pool),
         fitting_tokens=tokens,
         fitting_requests=requests,
         mean=mean,
@@ -279,5 +304,5 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
         peak_usage=_per(float(np.concatenate(live).max(initial=0)), pool),
         sharing=_per(logical, stored),
         saved_by_sharing=_per(logical - stored, logical + empty),
-        adds_up=bool((pools == pool).all()),
+        adds_up=_adds_up(pools, line),
     )

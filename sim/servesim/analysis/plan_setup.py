@@ -30,6 +30,11 @@ def question_of(
     if scenario.slo == type(scenario.slo)():
         step = "give --slo ttft_p99_s=0.5, or slo in the scenario"
         raise StudyError(Problem("a plan needs a limit to keep", path="slo", next_step=step))
+    if scenario.fleet is not None:
+        step = "add --set fleet=null, then try the winner with `servesim run`"
+        raise StudyError(
+            Problem("a plan is of equal replicas that always serve", path="fleet", next_step=step)
+        )
     at_load(loaded, 1.0)
     router = scenario.hardware.router if scenario.hardware.router in BLIND else "round-robin"
     find = partial(loaded.find, "traces")

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from servesim.config.engine import EngineConfig
 from servesim.config.scenario import Scenario
 from servesim.engine.events import Log
 
@@ -18,14 +19,32 @@ __all__ = ["Run"]
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """Equal replicas of a fleet whose pools differ."""
+
+    name: str
+    serves: str
+    replicas: int
+    gpus_per_replica: int
+    gpu: GpuProfile
+    engine: EngineConfig
+    """Resolved."""
+    memory: MemoryBudget
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """A log, and what was simulated to get it; ``scenario.engine`` has every default filled in."""
+    """A log, and what was simulated to get it; ``scenario.engine`` has every default filled in.
+
+    With ``pools`` the GPU, the engine and the memory are those of the first.
+    """
 
     scenario: Scenario
     gpu: GpuProfile
     model: ModelProfile
     memory: MemoryBudget
     log: Log
+    pools: tuple[Pool, ...] = ()
 
     @property
     def config_hash(self) -> str:

@@ -75,11 +75,12 @@ def class_slots(line: Timeline, watermark_slots: int) -> dict[str, Pair]:
 def shares_of(line: Timeline, pool_slots: int, watermark_slots: int, *, queued_only: bool) -> Shares | None:
     """The classes over the whole line, or over its rows in which a request waits; None when there are none.
 
-    The rows that count are put end to end; means, batches and quantiles are those of that clock.
+    The rows that count, of one replica after another, are put end to end; means, batches and quantiles are
+    those of that clock.
     """
-    slots = class_slots(line, watermark_slots)
-    if queued_only:
-        rows = line.columns["waiting"] > 0
+    slots, replicas = class_slots(line, watermark_slots), max(1, len(line.parts))
+    if queued_only or line.parts:
+        rows = line.columns["waiting"] > 0 if queued_only else np.ones(len(line), dtype=np.bool_)
         line = _end_to_end(line, rows)
         slots = {name: (first[rows], last[rows]) for name, (first, last) in slots.items()}
     horizon_s = line.horizon_s
@@ -100,7 +101,7 @@ def shares_of(line: Timeline, pool_slots: int, watermark_slots: int, *, queued_o
             p95=float(high),
             peak=float(max(first.max(), last.max())) / pool_slots,
         )
-    return Shares(horizon_s, found, "batch means over time")
+    return Shares(horizon_s / replicas, found, "batch means over time")
 
 
 def pooled(replications: list[Shares]) -> Shares:
@@ -127,6 +128,7 @@ def _end_to_end(line: Timeline, rows: NDArray[np.bool_]) -> Timeline:
         first_s=line.first_s[rows],
         growth_s=line.growth_s[rows],
         columns={name: column[rows] for name, column in line.columns.items()},
+        parts=(),
     )
 
 

@@ -56,7 +56,7 @@ def _between(log: Log, begin_s: float, end_s: float) -> Log:
     kept.steps = log.steps.where((start_s >= begin_s) & (start_s <= end_s))
     kept.itl_gaps_s = log.itl_gaps_s
     kept.counters = dict(log.counters)
-    kept.end_s, kept.interrupted = log.end_s, log.interrupted
+    kept.end_s, kept.interrupted, kept.fleet = log.end_s, log.interrupted, log.fleet
     if log.counters.get("prefix_cache_queries"):
         column = {name: np.array(values) for name, values in kept.requests.columns.items()}
         looked_up = ~np.isnan(column["scheduled_s"])

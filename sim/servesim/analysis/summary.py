@@ -12,7 +12,17 @@ from servesim.analysis.distribution import Distribution
 if TYPE_CHECKING:
     from servesim.cost.memory import MemoryBudget
 
-__all__ = ["KvUse", "Load", "SloCheck", "Speculation", "Summary"]
+__all__ = [
+    "FleetUse",
+    "KvUse",
+    "Load",
+    "PoolUse",
+    "ScaleUse",
+    "SloCheck",
+    "Speculation",
+    "Summary",
+    "TransferUse",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,78 @@ class Speculation:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolUse:
+    """How full the replicas of one pool were, on average over them and over time."""
+
+    name: str
+    serves: str
+    replicas: int
+    gpu: str
+    num_gpus: int
+    """Of the whole pool."""
+    requests: int
+    """That began there; in pools that serve decode, that came from those that serve prefill."""
+    busy_share: float
+    mean_running: float
+    mean_waiting: float
+    kv_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class TransferUse:
+    """The KV caches that went over the link; all three are seconds of one request."""
+
+    count: int
+    link: str
+    blocks_wait: Distribution
+    """From the end of the prompt until the decoding replica had blocks for it."""
+    link_wait: Distribution
+    """From then until both ports were free."""
+    time: Distribution
+    """On the link."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleUse:
+    """What an autoscaler ordered, from the first arrival to the end."""
+
+    gpu_hours: float
+    """From the order for a replica until it is given back."""
+    cost_usd: float | None
+    """None where the GPU's file gives no price."""
+    mean_paid: float
+    """Replicas."""
+    mean_serving: float
+    peak_serving: int
+    orders: int
+    """After the begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetUse:
+    """What happened to the replicas of a fleet, and to requests because of it."""
+
+    replicas: int
+    failures: int
+    """Those that came while there was something to serve."""
+    up_share: float
+    """Share of the replicas' time in which they were not down."""
+    aborts: int
+    """Requests in flight on a replica that failed; one that meets two failures counts twice."""
+    retried: int
+    """Requests that another replica began anew."""
+    lost: int
+    wasted_tokens: int
+    """Output tokens of aborted requests, thrown away."""
+    pools: tuple[PoolUse, ...] = ()
+    """Where they differ."""
+    scaling: ScaleUse | None = None
+    """Where an autoscaler orders replicas."""
+    transfers: TransferUse | None = None
+    """Where prompts and outputs are computed by different replicas."""
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything that the result block, the JSON and the comparison of two runs need."""
 
@@ -146,6 +228,7 @@ class Summary:
     """First arrival to last finish (to the end of the simulation when it was interrupted)."""
     completed: int
     failed: int
+    """Refused, or lost with a replica."""
     unfinished: int
     total_input_tokens: int
     total_output_tokens: int
@@ -165,6 +248,8 @@ class Summary:
     load: Load
     speculation: Speculation | None
     """None without speculative decoding."""
+    fleet: FleetUse | None
+    """None for a fleet to which nothing happens."""
     kv: KvUse
     memory: MemoryBudget
     warnings: tuple[Warned, ...]

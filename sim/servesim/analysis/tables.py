@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from servesim.analysis.fleet_use import aborts_of
 from servesim.analysis.metrics import request_times
 from servesim.analysis.timeline import KV_CLASSES
-from servesim.engine.events import Log, StepLog
+from servesim.engine.events import FleetLog, Log, StepLog
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,12 @@ _STEP_COLUMNS = (
 
 
 def requests_frame(log: Log) -> pd.DataFrame:
-    """One row per request, by index: what it asked for, its times and latencies in seconds, its status."""
+    """One row per request, by index: what it asked for, its times and latencies in seconds, its status.
+
+    Of a fleet to which something happens also ``aborts``, how often it was in flight on a replica that
+    failed, and, where another replica computed the prompt, which one and when its KV cache came:
+    ``transfer_s`` is all the time between the two replicas. ``replica`` is the last.
+    """
     import pandas as pd
 
     column, times = log.requests.columns, request_times(log)
@@ -45,8 +51,27 @@ def requests_frame(log: Log) -> pd.DataFrame:
             "e2e_s": times.e2e_s,
         }
     )
+    if log.fleet is not None:
+        frame.insert(6, "aborts", aborts_of(log.fleet, np.array(column["index"])))
+        if len(log.fleet.transfers):
+            frame = _with_transfers(frame, log.fleet)
     _name_replicas(frame, log.requests.parts)
     return frame.sort_values("index", kind="stable", ignore_index=True)
+
+
+def _with_transfers(frame: pd.DataFrame, fleet: FleetLog) -> pd.DataFrame:
+    """Where and when the prompt was computed, when blocks were found for it, when it was on the link."""
+    transfers = fleet.transfers.columns
+    names = {"source": "prefill_replica", "prefilled_s": "prefilled_s", "asked_s": "blocks_s"}
+    names |= {"begun_s": "transfer_begun_s", "done_s": "transfer_done_s"}
+    order = np.argsort(transfers["index"])
+    place = np.searchsorted(transfers["index"][order], frame["index"]).clip(max=len(order) - 1)
+    row = order[place]
+    known = transfers["index"][row] == frame["index"]
+    for name, title in names.items():
+        frame[title] = np.where(known, transfers[name][row], np.nan)
+    frame["transfer_s"] = frame["transfer_done_s"] - frame["prefilled_s"]
+    return frame
 
 
 def steps_frame(log: Log) -> pd.DataFrame:

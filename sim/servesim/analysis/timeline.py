@@ -133,8 +133,8 @@ def _side_by_side(lines: Sequence[Timeline], begin_s: float) -> Timeline:
     longest = max(lines, key=lambda line: line.horizon_s)
     if not len(longest):
         return longest
-    pool = sum(int(longest.columns[f"kv_{name}"][0]) for name in KV_CLASSES)
-    lines = [_until(line, begin_s, begin_s + longest.horizon_s, pool) for line in lines]
+    end_s = begin_s + longest.horizon_s
+    lines = [_until(line, begin_s, end_s, _pool(line if len(line) else longest)) for line in lines]
     ends = np.cumsum([0, *map(len, lines)]).tolist()
 
     def joined(name: str) -> Floats:
@@ -148,6 +148,10 @@ def _side_by_side(lines: Sequence[Timeline], begin_s: float) -> Timeline:
         {name: np.concatenate([line.columns[name] for line in lines]) for name in StepLog.integers},
         tuple(slice(a, b) for a, b in itertools.pairwise(ends)),
     )
+
+
+def _pool(line: Timeline) -> int:
+    return sum(int(line.columns[f"kv_{name}"][0]) for name in KV_CLASSES)
 
 
 def _until(line: Timeline, begin_s: float, end_s: float, pool: int) -> Timeline:

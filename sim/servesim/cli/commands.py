@@ -167,7 +167,7 @@ def trace(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="gpus, models or scenarios.")], json: AsJson = False
+    kind: Annotated[str, typer.Argument(help="gpus, links, models or scenarios.")], json: AsJson = False
 ) -> None:
     """List the GPUs, models or scenarios that a scenario can name."""
     from servesim.report.catalog import list_json, list_text

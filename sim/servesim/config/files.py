@@ -26,6 +26,7 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "gpus": _Kind("hardware/gpus", "GPU"),
+    "links": _Kind("hardware/links", "link"),
     "models": _Kind("hardware/models", "model"),
     "scenarios": _Kind("scenarios", "scenario"),
     "profiles": _Kind("profiles", "engine profile"),

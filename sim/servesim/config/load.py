@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ __all__ = [
     "find_data",
     "list_data",
     "load_scenario",
+    "loaded_scenario",
     "parse",
     "read_yaml",
     "scenario_schema",
@@ -108,16 +109,19 @@ class LoadedScenario:
     def named_files(self) -> list[Path]:
         """The files that it names: GPU, models, engine profile, traces."""
         tree = self.scenario.model_dump()
-        named = ((_at(tree, path), kind) for path, kind in _NAMES)
+        named = ((_at(tree, path), kind) for path, kind in _names_in(tree))
         return [self.find(kind, name) for name, kind in named if isinstance(name, str)]
 
 
-_NAMES = (  # values that name a file
+_NAMES: tuple[tuple[TreePath, str], ...] = (  # values that name a file; * is any key
     (("hardware", "gpu"), "gpus"),
     (("model",), "models"),
     (("engine", "profile"), "profiles"),
     (("engine", "speculative", "draft_model"), "models"),
     (("engine", "speculative", "acceptance", "file"), "traces"),
+    (("fleet", "kv_link"), "links"),
+    (("fleet", "pools", "*", "gpu"), "gpus"),
+    (("fleet", "pools", "*", "engine", "profile"), "profiles"),
     (("workload", "trace", "file"), "traces"),
     (("workload", "prompt_tokens", "file"), "traces"),
     (("workload", "output_tokens", "file"), "traces"),
@@ -142,6 +146,21 @@ def load_scenario(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Lo
     if problems:
         raise ConfigError(_by_line(problems))
     return LoadedScenario(scenario, file, folders)
+
+
+def loaded_scenario(source: LoadedScenario | str | Path, overrides: Sequence[str]) -> LoadedScenario:
+    """The scenario; raises ConfigError where one that is loaded already is given overrides."""
+    if not isinstance(source, LoadedScenario):
+        return load_scenario(source, overrides)
+    if overrides:
+        problem = Problem(
+            "a scenario that is loaded already takes no overrides",
+            file=str(source.file),
+            got=", ".join(overrides),
+            next_step="give them to servesim.load",
+        )
+        raise ConfigError(problem)
+    return source
 
 
 def _extended(file: Path, below: tuple[Path, ...]) -> tuple[LocatedDict, tuple[Path, ...]]:
@@ -198,7 +217,7 @@ def _override_tree(overrides: Sequence[str]) -> LocatedDict:
 def _unknown_names(tree: LocatedDict, folders: Sequence[Path], file: str) -> list[Problem]:
     """Names of hardware, models and traces that lead to no file."""
     problems: list[Problem] = []
-    for path, kind in _NAMES:
+    for path, kind in _names_in(tree):
         node = _at(tree, path)
         if isinstance(node, str):
             try:
@@ -208,7 +227,18 @@ def _unknown_names(tree: LocatedDict, folders: Sequence[Path], file: str) -> lis
     return problems
 
 
-def _at(tree: Any, path: Sequence[str]) -> Any:
+def _names_in(tree: Any) -> Iterator[tuple[TreePath, str]]:
+    for path, kind in _NAMES:
+        if "*" not in path:
+            yield path, kind
+            continue
+        place = path.index("*")
+        section = _at(tree, path[:place])
+        for key in section if isinstance(section, dict) else ():
+            yield (*path[:place], key, *path[place + 1 :]), kind
+
+
+def _at(tree: Any, path: TreePath) -> Any:
     """What stands at ``path``; None when nothing does."""
     for key in path:
         tree = tree.get(key) if isinstance(tree, dict) else None

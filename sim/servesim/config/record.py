@@ -49,7 +49,7 @@ class RuleError(ValueError):
     ``path`` leads from the record to the value to point at; ``next_step`` says how to mend it.
     """
 
-    def __init__(self, problem: str, path: tuple[str, ...] = (), next_step: str = "") -> None:
+    def __init__(self, problem: str, path: tuple[str | int, ...] = (), next_step: str = "") -> None:
         super().__init__(problem)
         self.path = path
         self.next_step = next_step

@@ -78,6 +78,9 @@ class OperatorLaw:
         alone_s, mixed_s = self._decode.per_context_token_s, self._decode.mixed_per_context_token_s
         self._slopes_s = tuple(layers * alone_s * paging for layers in part.window_layers)
         self._mixed_slopes_s = tuple(layers * mixed_s * paging for layers in part.window_layers)
+        self._window_layers = tuple(zip(part.windows, part.window_layers, strict=True))
+        self._slopes_by_window_s = tuple(enumerate(self._slopes_s))
+        self._mixed_slopes_by_window_s = tuple(enumerate(self._mixed_slopes_s))
         self._graphs = GraphModes(gpu, engine, part.num_layers)
         self._host = host_profile(engine)
         self._row_s: dict[int, float] = {}
@@ -99,21 +102,23 @@ class OperatorLaw:
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, host time included."""
         least_s, extra_s = self._host.beside_gpu(shape.num_decodes + len(shape.chunks))
-        return max(self.gpu_s(shape), least_s) + extra_s
+        gpu_s = self.gpu_s(shape)
+        return (gpu_s if gpu_s > least_s else least_s) + extra_s
 
     def gpu_s(self, shape: StepShape) -> float:
         """Seconds that the GPU works on one step."""
         num_decodes, contexts, chunks, num_sampled, _, _ = shape
         num_tokens = shape.num_tokens
         seconds = self._fixed_s(num_tokens, num_decodes, num_sampled)
-        slopes_s = self._mixed_slopes_s if chunks else self._slopes_s
-        for context, slope_s in zip(contexts, slopes_s):  # noqa: B905
-            seconds += context * slope_s
+        slopes_s = self._mixed_slopes_by_window_s if chunks else self._slopes_by_window_s
+        for i, slope_s in slopes_s:
+            seconds += contexts[i] * slope_s
         if chunks:
             seconds += self._prefill_attention_s(chunks)
             if self._shard.prefill_linears:
                 seconds += sum(self._expansion_parts(chunks).values())
-        return max(seconds, self._graphs.launch_floor_s(num_tokens, not chunks))
+        floor_s = self._graphs.launch_floor_s(num_tokens, not chunks)
+        return seconds if seconds > floor_s else floor_s
 
     def decode_steps(
         self, num_decodes: int, context_tokens: tuple[int, ...], context_growth: tuple[int, ...]
@@ -124,9 +129,9 @@ class OperatorLaw:
             law = self._decode_laws[num_decodes] = self._decode_law(num_decodes)
         seconds, least_s, extra_s = law
         growth_s = 0.0
-        for context, growth, slope_s in zip(context_tokens, context_growth, self._slopes_s):  # noqa: B905
-            seconds += context * slope_s
-            growth_s += growth * slope_s
+        for i, slope_s in self._slopes_by_window_s:
+            seconds += context_tokens[i] * slope_s
+            growth_s += context_growth[i] * slope_s
         if seconds >= least_s:
             return AffineSteps(seconds + extra_s, growth_s, UNLIMITED_STEPS)
         steps = int((least_s - seconds) / growth_s) + 1 if growth_s > 0.0 else UNLIMITED_STEPS
@@ -267,10 +272,11 @@ class OperatorLaw:
 
     def _prefill_attention_s(self, chunks: tuple[tuple[int, int], ...]) -> float:
         """Attention of the prompt chunks, summed over layers."""
-        part, chunk_s, longest, seconds = self._shard, self._prefill.chunk_s, 0, 0.0
+        chunk_s, longest, seconds = self._prefill.chunk_s, 0, 0.0
         for new, cached in chunks:
-            longest = max(longest, new + cached)
-        for window, layers in zip(part.windows, part.window_layers, strict=True):
+            if new + cached > longest:
+                longest = new + cached
+        for window, layers in self._window_layers:
             layer_s = self._prefill.base_s(longest if window is None else min(longest, window))
             for new, cached in chunks:
                 layer_s += chunk_s(new, cached, window)

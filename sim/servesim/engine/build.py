@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from servesim.config.kv_options import KvEvictionConfig
 from servesim.config.sampling import SamplingConfig
@@ -10,6 +10,7 @@ from servesim.config.scenario import EngineConfig
 from servesim.cost.budget import MemoryBudget
 from servesim.engine.beams import BeamSearch
 from servesim.engine.build_swapping import build_swapping
+from servesim.engine.disaggregation import DecodeScheduler, PrefillScheduler
 from servesim.engine.orca import OrcaScheduler
 from servesim.engine.prefill_first import PrefillFirstScheduler
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
@@ -38,6 +39,7 @@ def build_scheduler(
     propose: Propose | None = None,
     sampling: SamplingConfig | None = None,
     beams: BeamSearch | None = None,
+    serves: Literal["all", "prefill", "decode"] = "all",
 ) -> Scheduler:
     """A scheduler over an empty KV cache; ``engine`` must be resolved (config.defaults.resolve_engine).
 
@@ -60,6 +62,8 @@ def build_scheduler(
             one_by_one=one_by_one,
             track_ids=track_ids,
         )
+    if serves != "all":
+        return _disaggregated(engine, memory, limits, rules, windows, serves == "decode", one_by_one)
     kv, speculative = _kv_cache(engine, memory, rules, track_ids), engine.speculative
     if engine.kv_eviction is not None:
         budget = engine.kv_eviction.budget_tokens or 0
@@ -92,6 +96,28 @@ def build_scheduler(
             return PrefillFirstScheduler(limits, rules, kv, windows, one_by_one=one_by_one)
         case "continuous":
             return Scheduler(limits, rules, kv, windows, one_by_one=one_by_one)
+
+
+def _disaggregated(
+    engine: EngineConfig,
+    memory: MemoryBudget,
+    limits: SchedulerLimits,
+    rules: Rules,
+    windows: tuple[int | None, ...],
+    decodes: bool,
+    one_by_one: bool,
+) -> Scheduler:
+    """A scheduler that computes prompts for others, or decodes what others have computed."""
+    if memory.kv_layout.group_windows != (None,):
+        raise ConfigError(
+            Problem(
+                "a model with attention windows cannot be served by prefill and decode pools",
+                path="fleet.pools",
+                next_step="let the pools serve all, or choose a model with full attention in every layer",
+            )
+        )
+    kind = DecodeScheduler if decodes else PrefillScheduler
+    return kind(limits, rules, _kv_cache(engine, memory, rules, False), windows, one_by_one=one_by_one)
 
 
 def _limits(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> SchedulerLimits:

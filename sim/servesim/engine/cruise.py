@@ -1,22 +1,36 @@
 """The innermost loop: everybody who runs decodes in the group, and who arrives is let in.
 
-It does what the engine's loop does with plans and flights (engine/loop.py), without making them for steps of
-the group alone: those come in rows. A row is a run of steps of the same requests; it lasts until the first of
-them ends or somebody arrives.
+It does what the engine's loop does with plans and flights (engine/loop.py), without making them for the two
+kinds of steps that are most frequent. A row is a run of steps of the group alone; it lasts until the first of
+its members ends or somebody arrives. A newcomer's step computes the whole prompt of one request beside the
+group, which it joins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, NamedTuple
 
-from servesim.cost.step_time import StepTime
+from servesim.cost.step_time import StepShape, StepTime
 from servesim.engine.events import Log
-from servesim.engine.flight import Flight
+from servesim.engine.flight import Flight, duration_s, steps_until
 from servesim.engine.ledger import Ledger
 from servesim.engine.scheduler import Scheduler
+from servesim.engine.state import RequestState
 
 __all__ = ["Cruise"]
+
+
+_NOBODY: list[RequestState] = []
+
+
+class _Newcomer(NamedTuple):
+    """A step of the group and of somebody's whole prompt, as scheduled."""
+
+    request: RequestState
+    shape: StepShape
+    ended: list[RequestState]
+    first_s: float
 
 
 class Cruise:
@@ -48,91 +62,128 @@ class Cruise:
         self._wait_until = wait_until
         self._stop = stop
 
-    def run(self, flight: Flight, now_s: float) -> Generator[Any, Any, tuple[float, Flight | None]]:
+    def run(self, begun: Flight, now_s: float) -> Generator[Any, Any, tuple[float, Flight | None]]:
         """Go on from a plan that coasts and begins now; returns the time and what begins then, if anything.
 
         Returns where blocks may run short, where somebody is not let in whole, and once ``stop()`` is true.
         """
-        scheduler, lead, next_event_s, ledger = self._scheduler, self._lead, self._next_event_s, self._ledger
-        group, kv, pack, write = scheduler.group, scheduler.kv, self._log.steps.pack, self._log.steps.write
-        decode_steps, duration_s = self._step_time.decode_steps, Flight.duration_s
-        members = group.members
-        alone = not (flight.plan.scheduled or flight.plan.finishing)  # a row of the group, not a plan
-        if alone:
+        scheduler, lead, ledger, stop = self._scheduler, self._lead, self._ledger, self._stop
+        group, kv, log, next_event_s = scheduler.group, scheduler.kv, self._log, self._next_event_s
+        pack, write, decode_steps = log.steps.pack, log.steps.write, self._step_time.decode_steps
+        members, waiting, wait_until = group.members, scheduler.waiting, self._wait_until
+        levels, first_s, growth_s, num_steps = (
+            begun.levels,
+            begun.first_s,
+            begun.growth_s,
+            begun.num_steps,
+        )
+        # What is in flight: a plan, else a newcomer's step, else a row.
+        flight: Flight | None = begun
+        newcomer: _Newcomer | None = None
+        if not (begun.plan.scheduled or begun.plan.finishing):
             scheduler.drop_plans()
+            flight = None
         while True:
-            # The steps after the first, when what follows them is decided, and when they end.
-            count, levels, more, decided_s = len(members), flight.levels, 0, now_s
-            end_s = now_s + flight.first_s
-            if alone:
-                more, event_s = group.steps_to_finish(), now_s if scheduler.waiting else next_event_s()
-                if more >= flight.num_steps:
-                    more = flight.num_steps - 1
-                decided_s += duration_s(flight, more + 1 - lead)
-                if event_s <= decided_s:
-                    steps = flight.steps_until(event_s - now_s) if event_s > now_s else 0
-                    more, decided_s = steps - 1 + lead, now_s + duration_s(flight, steps)
-                end_s = now_s + duration_s(flight, more + 1)
-            elif not lead:
-                decided_s = end_s
-            blocks = group.blocks_demanded(more) if more else 0
-            if blocks + count > kv.num_free_blocks or self._stop():
-                if alone:
-                    flight.plan = scheduler.plan_of_group(lead)
-                return now_s, flight
-            if more:
-                scheduler.advance_group(more, blocks)
-                levels = scheduler.levels()
-            ended = scheduler.pop_ended() if alone else []
+            # How many steps, when what follows them is decided, and when they end.
+            steps, end_s, end_levels, event_s, ended = 1, now_s + first_s, levels, next_event_s(), _NOBODY
+            decided_s = now_s if lead else end_s
+            if flight is not None:
+                if len(members) > kv.num_free_blocks or stop():
+                    return now_s, flight
+            elif newcomer is not None:
+                request, shape, ended, _ = newcomer
+                decodes, (context_tokens,), chunks, outputs, _, _ = shape
+                itl_samples, prefill_tokens = outputs - 1, chunks[0][0] if chunks else 0
+            else:
+                decodes = outputs = itl_samples = len(members)
+                context_tokens, prefill_tokens = levels[0], 0
+                last = 1 + group.steps_to_finish()
+                steps = last if last < num_steps else num_steps
+                decided_s = now_s + duration_s(steps - lead, first_s, growth_s)
+                break_s = now_s if waiting else event_s
+                if break_s <= decided_s:
+                    past = steps_until(break_s - now_s, first_s, growth_s) if break_s > now_s else 0
+                    steps, decided_s = past + lead, now_s + duration_s(past, first_s, growth_s)
+                blocks = group.blocks_demanded(steps - 1) if steps > 1 else 0
+                if blocks + decodes > kv.num_free_blocks or stop():
+                    return now_s, self._row_in_flight(now_s, first_s, growth_s, num_steps, levels)
+                if steps > 1:
+                    end_s = now_s + duration_s(steps, first_s, growth_s)
+                    scheduler.advance_group(steps - 1, blocks)
+                    end_levels = scheduler.levels()
+                if steps == last:
+                    ended = scheduler.pop_ended()
             after = None
             if lead:
-                while next_event_s() <= decided_s:
-                    yield self._wait_until(decided_s)
-                if scheduler.waiting:
+                while event_s <= decided_s:
+                    yield wait_until(decided_s)
+                    event_s = next_event_s()
+                if waiting:
                     after = self._let_in(len(ended), decided_s)
                 elif members:
                     scheduler.advance_group(1, group.blocks_demanded(1))
-            if next_event_s() < end_s:
-                yield self._wait_until(end_s)
-            if alone:
-                scheduler.commit_group(ended, more + 1, end_s)
-                write(pack(
-                    now_s, flight.first_s, flight.growth_s, more + 1, count, 0, 0, flight.levels[0],
-                    count, count, count, 0, 0, 0, *flight.levels, *levels,
-                ))  # fmt: skip
-                self._log.end_s = end_s
-                for request in ended:
-                    ledger.end(request, end_s)
-            else:
+            if event_s < end_s:
+                yield wait_until(end_s)
+            if flight is not None:
                 flight.leave_behind(1)
                 ledger.commit(flight, 1, end_s)
+            else:
+                scheduler.commit_group(ended, steps, end_s)
+                if newcomer is not None:
+                    scheduler.greet(request, end_s)
+                write(pack(
+                    now_s, first_s, growth_s, steps, decodes, outputs - decodes, prefill_tokens,
+                    context_tokens, outputs, itl_samples, outputs, 0, 0, 0, *levels, *end_levels,
+                ))  # fmt: skip
+                log.end_s = end_s
+                for each in ended:
+                    ledger.end(each, end_s)
             now_s = end_s
             if not lead:
                 while next_event_s() <= now_s:
-                    yield self._wait_until(now_s)
-                if scheduler.waiting:
+                    yield wait_until(now_s)
+                if waiting:
                     after = self._let_in(0, now_s)
                 elif members:
                     scheduler.advance_group(1, group.blocks_demanded(1))
-            if after is not None:
-                alone, flight = False, after
-                flight.begin(now_s, scheduler.levels())
-                if scheduler.waiting or not flight.plan.coasts:
-                    return now_s, flight
-            elif members:
-                if not alone:
-                    alone, flight = True, Flight(flight.plan)
-                count, levels = len(members), scheduler.levels()
-                flight.first_s, flight.growth_s, flight.num_steps = decode_steps(
-                    count, (levels[0],), (count,)
-                )
-                flight.begin(now_s, levels)
+            flight, newcomer, levels = None, None, scheduler.levels()
+            if after is None:
+                count = len(members)
+                if not count:
+                    return now_s, None
+                first_s, growth_s, num_steps = decode_steps(count, (levels[0],), (count,))
+            elif isinstance(after, _Newcomer):
+                newcomer, first_s, growth_s = after, after.first_s, 0.0
             else:
-                return now_s, None
+                flight, first_s = after, after.first_s
+                flight.begin(now_s, levels)
+                if waiting or not flight.plan.coasts:
+                    return now_s, flight
 
-    def _let_in(self, draining: int, now_s: float) -> Flight | None:
+    def _row_in_flight(
+        self, now_s: float, first_s: float, growth_s: float, num_steps: int, levels: tuple[int, ...]
+    ) -> Flight:
+        """The row that begins now, for those who take over."""
+        flight = Flight(self._scheduler.plan_of_group(self._lead))
+        flight.first_s, flight.growth_s, flight.num_steps = first_s, growth_s, num_steps
+        flight.begin(now_s, levels)
+        return flight
+
+    def _let_in(self, draining: int, now_s: float) -> Flight | _Newcomer | None:
         """Schedule the next step of the group and of those who have arrived."""
-        plan = self._scheduler.plan_beside_group(draining, bool(self._lead))
+        scheduler = self._scheduler
+        request = scheduler.newcomer()
+        if request is not None:
+            decodes = len(scheduler.group.members)
+            cached, context_tokens, ended = scheduler.let_in(request)
+            request.scheduled_s = now_s
+            tokens = request.num_prompt_tokens - cached
+            if tokens == 1 and cached:  # one token on a prefix is computed as a decode is
+                shape = StepShape(decodes + 1, (context_tokens + cached + 1,), (), decodes + 1)
+            else:
+                shape = StepShape(decodes, (context_tokens,), ((tokens, cached),), decodes + 1)
+            return _Newcomer(request, shape, ended, self._step_time.step_s(shape))
+        plan = scheduler.plan_beside_group(draining, bool(self._lead))
         if plan is None:
             return None
         for state in plan.admitted:

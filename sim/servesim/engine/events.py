@@ -18,15 +18,19 @@ from numpy.typing import NDArray
 
 from servesim.kv.base import Account, Usage
 
-__all__ = ["Log", "RequestLog", "StepLog"]
+__all__ = ["FleetLog", "Log", "RequestLog", "Rows", "StepLog"]
 
 
-class _Rows:
+_SEALED_BYTES = 1 << 18
+
+
+class Rows:
     """Rows of numbers, packed one after another, read as named columns: floats first, then integers."""
 
     def __init__(self, floats: tuple[str, ...], integers: tuple[str, ...]) -> None:
         self._row = np.dtype([*((name, "<f8") for name in floats), *((name, "<i8") for name in integers)])
         self._bytes = bytearray()
+        self._sealed: list[bytes] = []
         self.parts: tuple[int, ...] = ()
         """Rows of each replica, one after another, in the log of a fleet; empty for one engine."""
         self._ready()
@@ -41,18 +45,33 @@ class _Rows:
         """Add one row, in the order of the columns."""
         self.write(self.pack(*row))
 
+    def seal(self) -> None:
+        """Put the rows so far away if they are many: one long buffer would be copied each time it grows."""
+        if len(self._bytes) > _SEALED_BYTES:
+            self._sealed.append(bytes(self._bytes))
+            self._bytes.clear()
+
     def where(self, kept: NDArray[np.bool_]) -> Self:
         """A log of those rows alone."""
         part = copy(self)
-        part._bytes = bytearray(np.frombuffer(bytes(self._bytes), dtype=self._row)[kept].tobytes())
+        part._sealed, part._bytes = [], bytearray(self._table()[kept].tobytes())
         part.parts = tuple(int(one.sum()) for one in np.split(kept, np.cumsum(self.parts)[:-1]) if self.parts)
         part._ready()
         return part
 
+    def replaced(self, **columns: NDArray[Any]) -> Self:
+        """The same rows with other values in these columns."""
+        rows = self.where(np.ones(len(self), dtype=np.bool_))
+        table = np.frombuffer(rows._bytes, dtype=self._row)
+        for name, values in columns.items():
+            table[name] = values
+        return rows
+
     def beside(self, others: Sequence[Self]) -> Self:
         """A log of this replica and of others like it."""
         whole, logs = copy(self), (self, *others)
-        whole._bytes = bytearray().join(one._bytes for one in logs)
+        whole._sealed = [part for one in logs for part in (*one._sealed, bytes(one._bytes))]
+        whole._bytes = bytearray()
         whole.parts = tuple(map(len, logs))
         whole._ready()
         return whole
@@ -67,7 +86,7 @@ class _Rows:
         self._ready()
 
     def __len__(self) -> int:
-        return len(self._bytes) // self._row.itemsize
+        return (sum(map(len, self._sealed)) + len(self._bytes)) // self._row.itemsize
 
     @property
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -77,11 +96,14 @@ class _Rows:
         return self._columns
 
     def _read(self) -> dict[str, NDArray[Any]]:
-        table = np.frombuffer(bytes(self._bytes), dtype=self._row)
+        table = self._table()
         return {name: np.array(table[name]) for name in self._row.names or ()}
 
+    def _table(self) -> NDArray[Any]:
+        return np.frombuffer(b"".join((*self._sealed, self._bytes)), dtype=self._row)
 
-class StepLog(_Rows):
+
+class StepLog(Rows):
     """Runs of identical steps; step j of a row takes first_s + j * growth_s, right after step j - 1.
 
     A row is appended with what the KV manager counts after scheduling its first and its last step
@@ -110,13 +132,21 @@ class StepLog(_Rows):
     # KV cache after scheduling the first step, in token slots; all but kv_logical add up to the pool.
     # The same with end_ before it: after scheduling the last step of the row.
     classes = tuple(f"kv_{name}" for name in Usage._fields)
-    integers = (*counts, *classes, *(f"end_{name}" for name in classes))
+    _class_columns = (*classes, *(f"end_{name}" for name in classes))
+    integers = (*counts, *_class_columns)
 
     def __init__(self, account: Account | None = None, num_levels: int = 0) -> None:
         self._account = account
         self._num_levels = 2 + num_levels if account else len(Usage._fields)
         levels = tuple(f"level_{i}" for i in range(2 * self._num_levels))
         super().__init__(self.floats, (*self.counts, *levels))
+
+    def without_account(self) -> StepLog:
+        """The same rows with the classes of the pool instead of the KV manager's counts."""
+        plain, columns = StepLog(), self.columns
+        plain.write(bytes(len(self) * plain._row.itemsize))
+        levels = {f"level_{i}": columns[name] for i, name in enumerate(self._class_columns)}
+        return plain.replaced(**{name: columns[name] for name in (*self.floats, *self.counts)}, **levels)
 
     def _read(self) -> dict[str, NDArray[Any]]:
         columns = super()._read()
@@ -127,7 +157,7 @@ class StepLog(_Rows):
         return columns
 
 
-class RequestLog(_Rows):
+class RequestLog(Rows):
     """One row per request that arrived, in order of its end; NaN marks a time that was not reached."""
 
     floats = ("arrival_s", "scheduled_s", "first_token_s", "finish_s")
@@ -145,12 +175,30 @@ class RequestLog(_Rows):
         super().__init__(self.floats, self.integers)
 
 
+class FleetLog:
+    """What happened to the replicas of a fleet, and to requests on their way between them."""
+
+    def __init__(self) -> None:
+        self.failures = Rows(("failed_s", "back_s"), ("replica",))
+        """NaN: never back."""
+        self.aborts = Rows(("at_s",), ("index", "replica", "generated_tokens"))
+        """Requests that a failing replica did not finish, with the tokens that it had yielded; they were sent
+        to another one, or lost."""
+        self.spans = Rows(("ordered_s", "ready_s", "gone_s"), ("replica",))
+        """When replicas of an autoscaler were paid for and served; NaN: after the end."""
+        self.transfers = Rows(
+            ("prefilled_s", "asked_s", "begun_s", "done_s"), ("index", "source", "target", "num_tokens")
+        )
+        """KV caches of prompts: computed by replica ``source``, blocks found for them by ``target``
+        (``asked_s``), on the link from ``begun_s`` on."""
+
+
 class Log:
     """Everything a simulation leaves behind; ``account`` and ``num_levels`` are the KV manager's."""
 
-    STATUSES = ("finished_stop", "finished_length", "refused", "running", "waiting")
-    """finished_length: cut by max_model_len; refused: the prompt fills max_model_len; the last two: the
-    simulation ended before them."""
+    STATUSES = ("finished_stop", "finished_length", "refused", "running", "waiting", "lost")
+    """finished_length: cut by max_model_len; refused: the prompt fills max_model_len; running, waiting: the
+    simulation ended before them; lost: its replica failed."""
 
     ADMISSION_FAILURES = ("none", "seats", "memory", "fit", "watermark")
     """seats: max_num_seqs requests run, or a batch that nobody may join; memory: too little is free; fit:
@@ -165,18 +213,25 @@ class Log:
         """prefix_cache_queries, prefix_cache_hits (tokens), preemptions, evicted_blocks, ..."""
         self.end_s = 0.0
         self.interrupted = False
+        self.fleet: FleetLog | None = None
+        """What happened to replicas, where that is described."""
 
     @classmethod
-    def of_fleet(cls, logs: Sequence[Log]) -> Log:
-        """The log of several replicas: their rows one after another, their counters added up."""
+    def of_fleet(cls, logs: Sequence[Log], fleet: FleetLog | None = None, *, alike: bool = True) -> Log:
+        """The log of several replicas: their rows one after another, their counters added up.
+
+        ``alike``: their KV pools are equal.
+        """
         whole, (first, *others) = cls(), logs
-        whole.steps = first.steps.beside([one.steps for one in others])
+        steps = [log.steps if alike else log.steps.without_account() for log in logs]
+        whole.steps = steps[0].beside(steps[1:])
         whole.requests = first.requests.beside([one.requests for one in others])
         counters = Counter[str]()
         for log in logs:
             whole.itl_gaps_s.extend(log.itl_gaps_s)
             counters.update(log.counters)
         whole.counters = dict(counters)
+        whole.fleet = fleet
         whole.end_s = max(log.end_s for log in logs)
         whole.interrupted = any(log.interrupted for log in logs)
         return whole

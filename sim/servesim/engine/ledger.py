@@ -45,6 +45,7 @@ class Ledger:
     def end(self, state: RequestState, now_s: float) -> None:
         """A request has yielded its last token."""
         self.write(state, now_s)
+        self._rows.seal()
         self._on_end(state.request, now_s)
 
     def refuse(self, state: RequestState) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
-from math import inf, nextafter
-from typing import Any, NamedTuple
+from typing import Any
 
 import simpy
 
@@ -18,19 +17,12 @@ from servesim.engine.events import Log
 from servesim.engine.flight import Flight
 from servesim.engine.ledger import Ledger
 from servesim.engine.scheduler import Scheduler
-from servesim.engine.state import Plan, Status
+from servesim.engine.state import REFUSED, Plan, RequestState
 from servesim.workload.request import Request, Workload
 
-__all__ = ["Engine", "Replica", "simulate", "simulate_fleet"]
+__all__ = ["Engine", "Process", "Traffic", "run_to_end", "simulate"]
 
 Process = Generator[simpy.Event, Any, None]
-
-
-class Replica(NamedTuple):
-    """What one engine of a fleet is made of."""
-
-    scheduler: Scheduler
-    step_time: StepTime
 
 
 def simulate(
@@ -47,82 +39,80 @@ def simulate(
     ``on_end(now_s)`` is called after each request that ends. Once ``stop()`` is true the simulation ends
     early, and the log says so.
     """
-    replicas = [Replica(scheduler, step_time)]
-    return simulate_fleet(
-        workload, replicas, lambda request: 0, pipeline_depth=pipeline_depth, on_end=on_end, stop=stop
-    )[0]
+    env, log = simpy.Environment(), Log(scheduler.kv.account, len(scheduler.kv.levels()))
+    traffic = Traffic(env, workload, lambda request: engine.submit(request), on_end, lambda: log.interrupted)
+    engine = Engine(
+        env, scheduler, step_time, log, pipeline_depth=pipeline_depth, next_event_s=env.peek,
+        on_end=traffic.ended, stop=stop,
+    )  # fmt: skip
+    run_to_end(env)
+    engine.close()
+    return log
 
 
-def simulate_fleet(
-    workload: Workload,
-    replicas: Sequence[Replica],
-    route: Callable[[Request], int],
-    *,
-    pipeline_depth: int = 1,
-    waits_for_nothing: bool = False,
-    on_end: Callable[[float], None] = lambda now_s: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> list[Log]:
-    """Serve a workload by several engines; a log for each.
+class Traffic:
+    """Hands the requests of a workload over when they are due.
 
-    ``route(request)`` names the replica that gets a request, at the instant it arrives: every step that ended
-    before is committed. ``waits_for_nothing``: no request of the workload waits for another one to end, so
-    that engines meet at arrivals only, which is faster.
+    ``submit(request)`` is called at its arrival, ``on_end(now_s)`` after each request that ends. Nobody
+    arrives any more once ``is_over()``.
     """
-    env = simpy.Environment()
-    logs = [Log(one.scheduler.kv.account, len(one.scheduler.kv.levels())) for one in replicas]
-    due_s: list[float] = []  # when requests will be submitted, soonest first
 
-    def submit(request: Request) -> None:
-        engines[route(request)].submit(request)
+    def __init__(
+        self,
+        env: simpy.Environment,
+        workload: Workload,
+        submit: Callable[[Request], None],
+        on_end: Callable[[float], None],
+        is_over: Callable[[], bool],
+    ) -> None:
+        self._env, self._workload = env, workload
+        self._submit, self._on_end, self._is_over = submit, on_end, is_over
+        self.due_s: list[float] = []
+        """When requests will be submitted, and whatever else concerns all engines; soonest first."""
+        self.has_begun_all = False
+        """No request is left that depends on no other one."""
+        env.process(self._arrive())
 
-    def submit_later(request: Request) -> None:
-        def arrived(_: simpy.Event) -> None:
-            heappop(due_s)
-            submit(request)
-
-        if request.arrival_s <= env.now:
-            submit(request)
-        else:
-            delay_s = request.arrival_s - env.now
-            heappush(due_s, env.now + delay_s)
-            env.timeout(delay_s).callbacks.append(arrived)
-
-    def ended(request: Request, now_s: float) -> None:
-        on_end(now_s)
-        next_request = workload.follow_up(request, now_s)
+    def ended(self, request: Request, now_s: float) -> None:
+        """A request is over; what follows on it is submitted when it is due."""
+        self._on_end(now_s)
+        next_request = self._workload.follow_up(request, now_s)
         if next_request is not None:
-            submit_later(next_request)
+            self._submit_later(next_request)
 
-    def arrive() -> Process:
-        for request in workload.arrivals():
-            if request.arrival_s > env.now:
-                delay_s = request.arrival_s - env.now
-                heappush(due_s, env.now + delay_s)  # as SimPy rounds it
+    def _arrive(self) -> Process:
+        env, due_s, submit, is_over = self._env, self.due_s, self._submit, self._is_over
+        for request in self._workload.arrivals():
+            now_s = env.now
+            if request.arrival_s > now_s:
+                delay_s = request.arrival_s - now_s
+                heappush(due_s, now_s + delay_s)  # as SimPy rounds it
                 yield env.timeout(delay_s)
                 heappop(due_s)
-            if any(log.interrupted for log in logs):
-                return
+            if is_over():
+                break
             submit(request)
+        self.has_begun_all = True
 
-    def next_submission_s() -> float:
-        return due_s[0] if due_s else inf
+    def _submit_later(self, request: Request) -> None:
+        env = self._env
 
-    def next_event_s() -> float:
-        # Another engine that wakes at the same instant must not be waited for: it would wait, too.
-        return min(due_s[0] if due_s else inf, nextafter(env.peek(), inf))
+        def arrived(_: simpy.Event) -> None:
+            heappop(self.due_s)
+            self._submit(request)
 
-    env.process(arrive())
-    meeting = env.peek if len(replicas) == 1 else next_submission_s if waits_for_nothing else next_event_s
-    engines = [
-        Engine(env, *one, log, pipeline_depth=pipeline_depth, next_event_s=meeting, on_end=ended, stop=stop)
-        for one, log in zip(replicas, logs, strict=True)
-    ]
+        if request.arrival_s <= env.now:
+            self._submit(request)
+        else:
+            delay_s = request.arrival_s - env.now
+            heappush(self.due_s, env.now + delay_s)
+            env.timeout(delay_s).callbacks.append(arrived)
+
+
+def run_to_end(env: simpy.Environment) -> None:
+    """Let simulated time pass until nothing is left to happen."""
     with _without_garbage_collection():
         env.run()
-    for engine in engines:
-        engine.close()
-    return logs
 
 
 @contextmanager
@@ -148,7 +138,7 @@ class Engine:
     ends or is refused.
 
     The engine keeps its own clock and lets simulated time catch up only when something that may matter to it
-    is due before its step ends: ``next_event_s()`` is when.
+    is due before its step ends: ``next_event_s()`` is when. ``cruises``: it may plan without saying when.
     """
 
     def __init__(
@@ -162,6 +152,7 @@ class Engine:
         next_event_s: Callable[[], float],
         on_end: Callable[[Request, float], None],
         stop: Callable[[], bool],
+        cruises: bool = True,
     ) -> None:
         self._env = env
         self._scheduler = scheduler
@@ -170,33 +161,58 @@ class Engine:
         self._depth = pipeline_depth
         self._next_event_s = next_event_s
         self._stop = stop
-        self._now_s = 0.0
+        self._now_s = float(env.now)
         self._flights: deque[Flight] = deque()
         self._idle: simpy.Event | None = None
         self._ledger = Ledger(scheduler, log, on_end)
         self._cruise = None
-        if step_time.windows == (None,):
+        if step_time.windows == (None,) and cruises:
             self._cruise = Cruise(
                 scheduler, step_time, log, self._ledger, pipeline_depth - 1,
                 self._set_pace, next_event_s, lambda time_s: env.timeout(time_s - env.now), stop,
             )  # fmt: skip
-        env.process(self._serve())
+        self.process = env.process(self._serve())
+
+    @property
+    def now_s(self) -> float:
+        """Its own clock, when the scheduler plans: at or after simulated time."""
+        return self._now_s
 
     def submit(self, request: Request) -> None:
         """A request arrives now."""
         state = self._scheduler.add(request)
-        if state.status is Status.REFUSED:
+        if state.status is REFUSED:
             self._ledger.refuse(state)
-        elif self._idle is not None:
+        else:
+            self.wake()
+
+    def wake(self) -> None:
+        """Look again for something to do, if there was nothing."""
+        if self._idle is not None:
             self._idle.succeed()
             self._idle = None
 
+    def land(self) -> Process:
+        """Complete the steps that are scheduled, after the engine has stopped."""
+        while self._flights:
+            yield from self._finish(self._flights[0])
+        if self._now_s > self._env.now:
+            yield self._env.timeout(self._now_s - self._env.now)
+
+    def write(self, state: RequestState) -> None:
+        """Write down a request that has not ended."""
+        self._ledger.write(state)
+
     def close(self) -> None:
         """Write down the requests that are still here, and the counters."""
-        scheduler = self._scheduler
-        for state in scheduler.unfinished():
+        for state in self._scheduler.unfinished():
             self._ledger.write(state)
-        self._log.counters = {
+        self.count()
+
+    def count(self) -> None:
+        """Add the counters to those of the log."""
+        scheduler, before = self._scheduler, self._log.counters
+        counters = {
             "steps": scheduler.step,
             "preemptions": scheduler.num_preemptions,
             "prefix_cache_queries": scheduler.prefix_cache_queries,
@@ -204,6 +220,7 @@ class Engine:
             "evicted_blocks": scheduler.kv.evictions,
             **scheduler.counters(),
         }
+        self._log.counters = {name: before.get(name, 0) + value for name, value in counters.items()}
 
     def _serve(self) -> Process:
         env, scheduler, flights, next_event_s = self._env, self._scheduler, self._flights, self._next_event_s
@@ -215,7 +232,7 @@ class Engine:
                     self._now_s, flight = yield from self._cruise.run(flights.popleft(), self._now_s)
                     if flight is not None:
                         flights.append(flight)
-                    if flight is None or scheduler.news or next_event_s() <= self._now_s:
+                    if flight is None or scheduler.news or next_event_s() <= self._now_s or self._stop():
                         continue
                 yield from self._coast(flights[0])
                 if next_event_s() <= self._now_s or len(flights) == self._depth:
@@ -227,7 +244,7 @@ class Engine:
                     continue
             if flights:
                 yield from self._finish(flights[0])
-            else:
+            elif not self._stop():
                 self._idle = env.event()
                 yield self._idle
                 self._now_s = env.now

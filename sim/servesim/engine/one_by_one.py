@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 from servesim.cost.step_time import StepShape
 from servesim.engine.queues import FcfsQueue, PriorityQueue, WaitingQueue
-from servesim.engine.state import AdmissionFailure, Plan, RequestState, Status
+from servesim.engine.state import (
+    FINISHED_LENGTH,
+    FINISHED_STOP,
+    REFUSED,
+    RUNNING,
+    WAITING,
+    AdmissionFailure,
+    Plan,
+    RequestState,
+)
 from servesim.engine.versions import Rules
 from servesim.kv.base import KVCacheManager, PrefixHit, Usage
 from servesim.workload.request import Request
@@ -81,7 +90,7 @@ class OneByOneScheduler:
         )
         state = RequestState(request, sequence, self.limits.max_model_len)
         if request.prompt_tokens >= self.limits.max_model_len:
-            state.status = Status.REFUSED
+            state.status = REFUSED
             return state
         state.final_waste, state.waste_from_slot = self.kv.final_waste(sequence, state.final_slots)
         self._outputs_are_shared |= request.output_name is not None
@@ -118,7 +127,7 @@ class OneByOneScheduler:
             request.num_output_tokens += 1
             request.num_placeholders -= 1
             contiguous += self._stamp(request, now_s, gaps)
-            if request.status is Status.RUNNING and not request.grouped:
+            if request.status is RUNNING and not request.grouped:
                 self.kv.cache(request.sequence, request.num_computed_tokens - request.num_placeholders)
         if plan.finishing:
             self._retire(plan.finishing)
@@ -218,7 +227,7 @@ class OneByOneScheduler:
         """Free a running request's blocks; it will compute all its tokens anew."""
         self.kv.free(victim.sequence)
         del self.running[victim], self._loose[victim]
-        victim.status = Status.WAITING
+        victim.status = WAITING
         victim.num_computed_tokens = 0
         victim.num_preemptions += 1
         self.num_preemptions += 1
@@ -304,14 +313,17 @@ class OneByOneScheduler:
 
     def _start(self, plan: Plan, request: RequestState, cached: int) -> None:
         self.running[request] = self._loose[request] = None
-        request.status = Status.RUNNING
+        self._seat(request, cached)
+        plan.admitted.append(request)
+
+    def _seat(self, request: RequestState, cached: int) -> None:
+        request.status = RUNNING
         request.failures = 0
         request.num_computed_tokens = cached
         request.admission = self._num_admissions
         self._num_admissions += 1
         if request.cached_tokens < 0:
             request.cached_tokens = cached
-        plan.admitted.append(request)
 
     # ---- closing a step, and its output ----------------------------------------------------------
 
@@ -321,7 +333,7 @@ class OneByOneScheduler:
         plan.running, plan.waiting = len(self.running), len(self.waiting)
         for flying in self._in_flight:
             for request in flying.finishing:
-                plan.num_draining += request.status is Status.RUNNING
+                plan.num_draining += request.status is RUNNING
         self._in_flight.append(plan)
         self._advance(plan)
 
@@ -370,7 +382,7 @@ class OneByOneScheduler:
         self.news |= bool(self.waiting)
 
     def _finish(self, request: RequestState) -> None:
-        if request.status is Status.WAITING:  # preempted while its last token was on its way
+        if request.status is WAITING:  # preempted while its last token was on its way
             self.waiting.remove(request)
         else:
             del self.running[request], self._loose[request]
@@ -381,7 +393,7 @@ class OneByOneScheduler:
     def _mark_finished(self, request: RequestState) -> None:
         request.num_output_tokens = request.output_limit
         complete = request.output_limit == request.request.output_tokens
-        request.status = Status.FINISHED_STOP if complete else Status.FINISHED_LENGTH
+        request.status = FINISHED_STOP if complete else FINISHED_LENGTH
 
     def _cache_at_end(self, request: RequestState) -> None:
         """Make the last full blocks of a request that has ended hit-able."""

@@ -15,6 +15,8 @@ class PrefillFirstScheduler(Scheduler):
     0.5, vllm/core/scheduler.py; the PagedAttention paper (arXiv 2309.06180, section 4.5).
     """
 
+    _meets_newcomers = False
+
     _attempt: Plan  # this step's try to admit somebody
     _settled: bool  # whether its outcome lasts until news come
 

@@ -102,7 +102,12 @@ def note_residence(scheduler: Scheduler) -> Residence:
     def noted_plan_beside_group(draining: int, pending: bool) -> Plan | None:
         return noted(make_plan_beside_group(draining, pending))
 
-    hooks = {"add": noted_add, "plan": noted_plan, "plan_beside_group": noted_plan_beside_group}
+    hooks = {
+        "add": noted_add,
+        "plan": noted_plan,
+        "newcomer": lambda: None,  # is let in by a plan, to be noted
+        "plan_beside_group": noted_plan_beside_group,
+    }
     for name, hook in hooks.items():
         setattr(scheduler, name, hook)
     return notes

@@ -1,12 +1,14 @@
-"""Who serves the next request: the policies of a router in front of equal replicas.
+"""Who serves the next request: the policies of a router in front of replicas.
 
 A policy is asked at the instant at which a request arrives, and sees the replicas as they are then.
 """
 
 from __future__ import annotations
 
-import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
+from itertools import accumulate
+from typing import Any
 
 from servesim.config.scenario import Router
 from servesim.engine.scheduler import Scheduler
@@ -14,7 +16,7 @@ from servesim.kv.base import Usage
 from servesim.workload.request import Request
 from servesim.workload.streams import Column, Stream
 
-__all__ = ["BLIND", "Route", "blind_route", "build_route"]
+__all__ = ["BLIND", "Members", "Route", "build_route", "held_tokens", "outstanding"]
 
 Route = Callable[[Request], int]
 
@@ -29,73 +31,143 @@ _MOST_DIFFERENCE = 64
 _MOST_RATIO = 1.5
 
 
-def build_route(router: Router, schedulers: Sequence[Scheduler], seed: int) -> Route:
-    """The policy over these replicas; ties go to the first of them in turn."""
+class Members:
+    """The replicas among which a router chooses, by number; a closed one gets no requests.
+
+    ``weights`` say how many requests each is meant for, beside the others; with 0 it is no member.
+    ``schedulers`` are needed by routers that look at the replicas.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = list(weights)
+        self.are_equal = len({weight for weight in weights if weight}) < 2
+        self.schedulers: list[Any] = [None] * len(self.weights)
+        self.open = [number for number, weight in enumerate(weights) if weight]
+        self.lives = [0] * len(self.weights)
+        """How often each has begun anew, with an empty cache."""
+
+    def join(self, number: int, scheduler: Scheduler) -> None:
+        """A replica takes requests from now on."""
+        self.schedulers[number] = scheduler
+        if number not in self.open:
+            self.open = sorted([*self.open, number])
+            self.lives[number] += 1
+
+    def leave(self, number: int) -> None:
+        """A replica takes no more requests."""
+        self.open = [one for one in self.open if one != number]
+
+
+def build_route(router: Router, members: Members, seed: int) -> Route:
+    """The policy over these replicas, one of which must be open; ties go to the first of them in turn."""
     match router:
+        case "round-robin":
+            return _RoundRobin(members)
+        case "random":
+            return _Random(members, seed)
         case "least-outstanding":
-            return _Least(schedulers, _outstanding)
+            return _Least(members, outstanding)
         case "least-kv":
-            return _Least(schedulers, _held_tokens)
+            return _Least(members, held_tokens)
         case "prefix-affinity":
-            return _PrefixAffinity(schedulers)
-        case _:
-            return blind_route(router, len(schedulers), seed)
+            return _PrefixAffinity(members)
 
 
-def blind_route(router: Router, replicas: int, seed: int) -> Route:
-    """A policy that needs to see no replica."""
-    if router == "round-robin":
-        turns = itertools.cycle(range(replicas))
-        return lambda request: next(turns)
-    stream = Stream(seed, "routing")
-    draws = Column[int](lambda start, count: (stream.uniforms(start, count) * replicas).astype("int64"))
-    return lambda request: draws[request.index]
+def _first_from(number: int, among: Sequence[int]) -> int:
+    """The next of some replicas, whose numbers rise, from ``number`` on."""
+    return next((one for one in among if one >= number), among[0])
 
 
-def _outstanding(scheduler: Scheduler) -> int:
+def outstanding(scheduler: Scheduler) -> int:
+    """Requests that run or wait."""
     return len(scheduler.running) + len(scheduler.waiting)
 
 
-def _held_tokens(scheduler: Scheduler) -> int:
+def held_tokens(scheduler: Scheduler) -> int:
+    """Token slots that are allocated to requests."""
     usage = scheduler.kv.account.usage(*scheduler.levels())
     assert isinstance(usage, Usage)
     return usage.tokens + usage.reserved + usage.internal + usage.round_up
 
 
-class _Least:
-    """The replica with the least of something; of equals the next in turn, so that none is preferred."""
+class _Random:
+    """Any, as often as it is meant to."""
 
-    def __init__(self, schedulers: Sequence[Scheduler], amount: Callable[[Scheduler], int]) -> None:
-        self._schedulers, self._amount, self._next = schedulers, amount, 0
+    def __init__(self, members: Members, seed: int) -> None:
+        self._members = members
+        self._draws = Column[float](Stream(seed, "routing").uniforms)
 
     def __call__(self, request: Request) -> int:
-        amounts = [self._amount(one) for one in self._schedulers]
+        members, draw = self._members, self._draws[request.index]
+        if members.are_equal:
+            return members.open[int(draw * len(members.open))]
+        sums = list(accumulate(members.weights[one] for one in members.open))
+        return members.open[bisect_right(sums, draw * sums[-1])]
+
+
+class _RoundRobin:
+    """Each in turn; with weights the one that is farthest behind its share (as nginx does it)."""
+
+    def __init__(self, members: Members) -> None:
+        self._members, self._next = members, 0
+        self._credit = [0.0] * len(members.weights)
+
+    def __call__(self, request: Request) -> int:
+        if not self._members.are_equal:
+            return self._by_weight()
+        chosen, count = self._next, len(self._members.schedulers)
+        if len(self._members.open) < count:
+            chosen = _first_from(chosen, self._members.open)
+        self._next = (chosen + 1) % count
+        return chosen
+
+    def _by_weight(self) -> int:
+        members, credit = self._members, self._credit
+        for one in members.open:
+            credit[one] += members.weights[one]
+        chosen = max(members.open, key=lambda one: credit[one])
+        credit[chosen] -= sum(members.weights[one] for one in members.open)
+        return chosen
+
+
+class _Least:
+    """The replica with the least of something for its weight; of equals the next in turn, so that none is
+    preferred."""
+
+    def __init__(self, members: Members, amount: Callable[[Scheduler], int]) -> None:
+        self._members, self._amount, self._next = members, amount, 0
+
+    def __call__(self, request: Request) -> int:
+        members, schedulers = self._members, self._members.schedulers
+        amounts: list[float] = [self._amount(schedulers[one]) for one in members.open]
+        if not members.are_equal:
+            shares = zip(members.open, amounts, strict=True)
+            amounts = [(amount + 1) / members.weights[one] for one, amount in shares]
         least = min(amounts)
-        for offset in range(len(amounts)):
-            chosen = (self._next + offset) % len(amounts)
-            if amounts[chosen] == least:
-                break
-        self._next = (chosen + 1) % len(amounts)
+        equals = [one for one, amount in zip(members.open, amounts, strict=True) if amount == least]
+        chosen = _first_from(self._next, equals)
+        self._next = (chosen + 1) % len(schedulers)
         return chosen
 
 
 class _PrefixAffinity:
-    """Remembers to which replica each piece of text was sent last."""
+    """Remembers to which replica each piece of text was sent last, for as long as that lives."""
 
-    def __init__(self, schedulers: Sequence[Scheduler]) -> None:
-        self._schedulers = schedulers
-        self._least = _Least(schedulers, _outstanding)
-        self._sent: dict[Hashable, int] = {}
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._least = _Least(members, outstanding)
+        self._sent: dict[Hashable, tuple[int, int]] = {}  # the replica and which of its lives
 
     def __call__(self, request: Request) -> int:
         chosen = self._match(request)
         if chosen is None or self._is_unbalanced():
             chosen = self._least(request)
+        life = (chosen, self._members.lives[chosen])
         for name, _ in request.prompt:
             if name is not None:
-                self._sent[name] = chosen
+                self._sent[name] = life
         if request.output_name is not None:
-            self._sent[request.output_name] = chosen
+            self._sent[request.output_name] = life
         return chosen
 
     def _match(self, request: Request) -> int | None:
@@ -106,9 +178,14 @@ class _PrefixAffinity:
             if holder is None or (found is not None and holder != found):
                 break
             found, matched = holder, matched + num_tokens
-        return found if matched > _LEAST_MATCH * request.prompt_tokens else None
+        if found is None or matched <= _LEAST_MATCH * request.prompt_tokens:
+            return None
+        number, life = found
+        members = self._members
+        return number if number in members.open and life == members.lives[number] else None
 
     def _is_unbalanced(self) -> bool:
-        amounts = [_outstanding(one) for one in self._schedulers]
+        members = self._members
+        amounts = [outstanding(members.schedulers[one]) for one in members.open]
         least, most = min(amounts), max(amounts)
         return most - least > _MOST_DIFFERENCE and most > _MOST_RATIO * least

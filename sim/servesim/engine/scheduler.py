@@ -24,6 +24,8 @@ class Scheduler(OneByOneScheduler):
     ``one_by_one`` never advances requests together; the schedule is the same, only slower to find.
     """
 
+    _meets_newcomers = True  # admits as vLLM does; other schedulers make a plan for it
+
     def __init__(
         self,
         limits: SchedulerLimits,
@@ -68,11 +70,11 @@ class Scheduler(OneByOneScheduler):
     def levels(self) -> tuple[int, ...]:
         """What the KV pool's classes are made of, as scheduled so far: see kv.base.Account."""
         group = self.group
-        computed, waste = group.computed_tokens(), group.final_waste
+        held = group.computed_tokens(), group.final_waste
         if self._loose:
-            loose_computed, loose_waste = self._held()
-            computed, waste = computed + loose_computed, waste + loose_waste
-        return (computed, waste, *self.kv.levels())
+            computed, waste = self._held()
+            held = held[0] + computed, held[1] + waste
+        return held + self.kv.levels()
 
     # ---- a plan that coasts: the decode group goes on, step after step --------------------------
 
@@ -126,6 +128,67 @@ class Scheduler(OneByOneScheduler):
         plan.coasts = settled and len(self._loose) == plan.num_draining + len(plan.finishing)
         return plan
 
+    def newcomer(self) -> RequestState | None:
+        """The one request that waits, if the next step is sure to have room for its whole prompt.
+
+        It decodes with the group from then on; there are blocks for a step after that, too.
+        """
+        waiting, limits, kv = self.waiting, self.limits, self.kv
+        if len(waiting) != 1 or self._outputs_are_shared or not self._meets_newcomers:
+            return None
+        request, count = waiting.head, len(self.group.members)
+        tokens, sequence = request.num_prompt_tokens, request.sequence
+        if (
+            request.num_preemptions
+            or tokens >= request.final_slots
+            or tokens > limits.max_num_batched_tokens - count
+            or 0 < limits.long_prefill_token_threshold < tokens
+            or len(self.running) >= limits.max_num_seqs
+        ):
+            return None
+        spare = kv.num_free_blocks - limits.watermark_blocks - 2 * count - 1
+        if kv.num_blocks_needed(sequence, tokens, None) > spare or (
+            limits.scheduler_reserve_full_isl and kv.num_blocks_to_admit(sequence, tokens, None) > spare
+        ):
+            return None
+        return request
+
+    def let_in(self, request: RequestState) -> tuple[int, int, list[RequestState]]:
+        """Schedule a step of the group and of a newcomer's prompt, as far as it is not cached.
+
+        Returns its cached tokens, the KV tokens that the group attends to, and the members whose last token
+        is on its way.
+        """
+        kv, group, sequence, tokens = self.kv, self.group, request.sequence, request.num_prompt_tokens
+        context_tokens, ended = 0, []
+        if group.members:
+            blocks = group.blocks_demanded(1)
+            if blocks:
+                kv.grow(blocks)
+            group.pass_steps(1)
+            context_tokens, ended = group.computed_tokens(), self.pop_ended()
+        hit, cached = kv.find_hit(sequence, tokens - 1), 0
+        if hit is not None:
+            cached = hit.num_tokens
+            self.prefix_cache_queries += tokens
+            self.prefix_cache_hits += cached
+        self.waiting.popleft()
+        self.news = False
+        kv.allocate(sequence, tokens, hit)
+        kv.cache(sequence, tokens)
+        self.running[request] = None
+        self._seat(request, cached)
+        request.num_computed_tokens = tokens
+        request.planned_step = request.joined_step = self.step
+        group.join(request)
+        self.step += 1
+        return cached, context_tokens, ended
+
+    def greet(self, request: RequestState, now_s: float) -> None:
+        """Process a newcomer's first token, which came out with the last step committed."""
+        request.first_token_s = request.emitted_s = now_s
+        request.emitted_step = self._committed_step
+
     def pop_ended(self) -> list[RequestState]:
         """The members whose last token is on its way; they leave the group."""
         ended = self.group.pop_ended()
@@ -137,13 +200,17 @@ class Scheduler(OneByOneScheduler):
         """Process the output of ``steps`` steps of the group alone; ``ended`` left it with the last one."""
         self._committed_step += steps
         self._committed_s = now_s
+        if not ended:
+            return
         if len(ended) > 1:
             ended.sort(key=by_admission)
+        kv = self.kv
         for request in ended:
             del self.running[request], self._loose[request]
-            self.kv.settle(request.sequence, request.num_computed_tokens)
-            self.kv.cache(request.sequence, request.num_computed_tokens)
-            self.kv.free(request.sequence)
+            sequence, computed = request.sequence, request.num_computed_tokens
+            kv.settle(sequence, computed)
+            kv.cache(sequence, computed)
+            kv.free(sequence)
             self._mark_finished(request)
         self.news |= bool(self.waiting)
 

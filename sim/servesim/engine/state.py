@@ -9,7 +9,17 @@ from typing import Any
 from servesim.cost.step_time import StepShape
 from servesim.workload.request import Request
 
-__all__ = ["AdmissionFailure", "Plan", "RequestState", "Status"]
+__all__ = [
+    "FINISHED_LENGTH",
+    "FINISHED_STOP",
+    "REFUSED",
+    "RUNNING",
+    "WAITING",
+    "AdmissionFailure",
+    "Plan",
+    "RequestState",
+    "Status",
+]
 
 
 class Status(IntEnum):
@@ -20,6 +30,12 @@ class Status(IntEnum):
     REFUSED = 2
     RUNNING = 3
     WAITING = 4
+    LOST = 5
+
+
+# A member of an enum takes as long to look up as a call; these are looked up for every request.
+RUNNING, WAITING, REFUSED = Status.RUNNING, Status.WAITING, Status.REFUSED
+FINISHED_STOP, FINISHED_LENGTH = Status.FINISHED_STOP, Status.FINISHED_LENGTH
 
 
 class AdmissionFailure(IntEnum):
@@ -74,11 +90,13 @@ class RequestState:
         self.request = request
         self.sequence = sequence
         self.admission = -1  # place in the order of admissions, the order of the running requests
-        self.status = Status.WAITING
-        self.num_prompt_tokens = request.prompt_tokens
-        self.output_limit = min(request.output_tokens, max_model_len - request.prompt_tokens)
+        self.status = WAITING
+        prompt_tokens, output_limit = request.prompt_tokens, request.output_tokens
+        if prompt_tokens + output_limit > max_model_len:
+            output_limit = max_model_len - prompt_tokens
+        self.num_prompt_tokens, self.output_limit = prompt_tokens, output_limit
         # KV slots in use when the last token comes out; that token's own KV is never written
-        self.final_slots = request.prompt_tokens + self.output_limit - 1
+        self.final_slots = prompt_tokens + output_limit - 1
         self.num_computed_tokens = 0
         self.num_output_tokens = 0
         self.num_in_flight_tokens = 0  # scheduled, output not processed; kept one by one only

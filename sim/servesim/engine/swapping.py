@@ -21,6 +21,8 @@ __all__ = ["SwappingScheduler"]
 class SwappingScheduler(Scheduler):
     """The scheduler with a swap space; ``kv`` must know ``suspend``. Not for async scheduling."""
 
+    _meets_newcomers = False
+
     def __init__(
         self,
         limits: SchedulerLimits,

@@ -107,7 +107,10 @@ class KVCacheManager(Protocol[SequenceT]):
         ...
 
     def find_hit(self, sequence: SequenceT, num_tokens: int) -> PrefixHit | None:
-        """The longest cached prefix within the first ``num_tokens`` tokens; None when caching is off."""
+        """The longest cached prefix within the first ``num_tokens`` tokens; None when caching is off.
+
+        Asked for sequences that hold nothing: a request is looked up when it waits.
+        """
         ...
 
     def num_blocks_needed(self, sequence: SequenceT, num_slots: int, hit: PrefixHit | None) -> int:

@@ -114,37 +114,35 @@ class BlockPool:
     def take(self, count: int) -> list[int] | None:
         """Pop blocks from the front; the ids of blocks, when tracked."""
         self.num_free -= count
-        blank = self._blank
-        if count <= blank and self._blank_ids is None:
-            self._blank -= count
-            return None
-        blank = min(count, blank)
-        self._blank -= blank
-        ids: list[int] | None = None
-        if self._blank_ids is not None:
-            ids = self._blank_ids[-blank:][::-1] if blank else []
-            del self._blank_ids[len(self._blank_ids) - blank :]
-        count -= blank
+        ids = None if self._blank_ids is None else list[int]()
+        if self._blank:
+            blank = count if count < self._blank else self._blank
+            self._blank -= blank
+            count -= blank
+            if self._blank_ids is not None and ids is not None:
+                ids += self._blank_ids[-blank:][::-1]
+                del self._blank_ids[-blank:]
         while count:
             extent = self._queue.after
-            size = extent.high - extent.low
+            size, node = extent.high - extent.low, extent.node
             if size > count:
                 size = count
-            extent.high -= size
+                extent.high -= size
+            else:
+                extent.high = extent.low
+                extent.unlink()
+                if node is not None:
+                    node.extents.remove(extent)
             count -= size
+            if node is not None:
+                self.evictions += size
+                self.num_cached -= size
             if ids is not None and extent.ids is not None:
                 popped = extent.ids[-size:][::-1]
                 del extent.ids[-size:]
                 ids += popped
-                if extent.node is not None:
+                if node is not None:
                     self.evicted_ids += popped
-            if extent.node is not None:
-                self.evictions += size
-                self.num_cached -= size
-            if extent.high == extent.low:
-                extent.unlink()
-                if extent.node is not None:
-                    extent.node.extents.remove(extent)
         return ids
 
     def put_blank(self, count: int, ids: list[int] | None) -> None:

@@ -51,6 +51,8 @@ class ContentTree:
 
         Names None belong to nobody else: their nodes are not found by other sequences.
         """
+        if not prompt and output_name is None:
+            return [self._new(0, self._root)]
         node, start, private = self._root, 0, False
         path: list[Node] = []
         segments = prompt or ((None, prompt_tokens),)

@@ -19,6 +19,8 @@ class Traffic(NamedTuple):
 class SwappableKVCache(PagedKVCache):
     """A paged cache, without prefix caching, whose sequences can give up their place for a while."""
 
+    _makes_extents_late = False
+
     def suspend(self, sequence: PagedSequence) -> int:
         """Give back the place of all blocks, whose content lives on elsewhere; returns how many."""
         blocks = sequence.num_blocks

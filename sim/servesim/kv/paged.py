@@ -63,7 +63,13 @@ class PagedSequence:
 
 
 class PagedKVCache:
-    """KVCacheManager of blocks on demand, with vLLM's prefix caching when it is enabled."""
+    """KVCacheManager of blocks on demand, with vLLM's prefix caching when it is enabled.
+
+    Blocks that only their own request can look up need no extent while it holds them: one is made when it
+    gives them back.
+    """
+
+    _makes_extents_late = True
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class PagedKVCache:
         self.num_logical_blocks = 0
         self.num_null_blocks = 0
         self._caching = enable_prefix_caching
+        self._makes_extents_late &= not self.pool.tracks_ids
         self._tree = ContentTree()
         self._lookahead = hash_lookahead_tokens  # tokens behind a block that its identity covers
         self._drop_last_hit = drop_last_hit
@@ -160,12 +167,12 @@ class PagedKVCache:
         """New blocks for ``num_slots`` slots, and the hit blocks that are in the free queue."""
         blocks = -(-num_slots // self.block_size)
         if hit is None:
-            return max(blocks - sequence.num_blocks, 0)
+            blocks -= sequence.num_cached + sequence.num_blank
+            return blocks if blocks > 0 else 0
         return max(blocks - hit.num_blocks, 0) + hit.num_evictable
 
-    def num_blocks_to_admit(self, sequence: PagedSequence, num_tokens: int, hit: PrefixHit | None) -> int:
-        """As for any slots: nothing is freed before the sequence ends."""
-        return self.num_blocks_needed(sequence, num_tokens, hit)
+    # Nothing is freed before a sequence ends, so the whole prompt takes what its slots take.
+    num_blocks_to_admit = num_blocks_needed
 
     def deny(self, num_blocks: int) -> bool:
         """Any free block serves, so too few are free."""
@@ -181,7 +188,7 @@ class PagedKVCache:
                 self._acquire(sequence, node, low, high)
             sequence.num_cached = hit.num_blocks
             self.num_logical_blocks += hit.num_blocks
-        new = -(-num_slots // self.block_size) - sequence.num_blocks
+        new = -(-num_slots // self.block_size) - sequence.num_cached - sequence.num_blank
         if new > 0:
             self._extend(sequence, new)
 
@@ -191,6 +198,10 @@ class PagedKVCache:
         if not self._caching or full <= sequence.num_cached:
             return
         path = sequence.path
+        if len(path) == 1 and self._makes_extents_late:
+            sequence.num_blank -= full - sequence.num_cached
+            sequence.num_cached = full
+            return
         while sequence.num_cached < full:
             low, high = sequence.num_cached, full
             while sequence.cursor + 1 < len(path):
@@ -219,10 +230,17 @@ class PagedKVCache:
 
     def free(self, sequence: PagedSequence) -> None:
         """Give back all blocks, the last first; cached ones stay hit-able until they are reclaimed."""
-        self.num_logical_blocks -= sequence.num_blocks
-        parts = [part for extent, taken in sequence.pieces for part in parts_of(extent, taken)]
+        cached = sequence.num_cached
+        self.num_logical_blocks -= cached + sequence.num_blank
+        pieces, sequence.pieces = sequence.pieces, []
+        parts = [part for extent, taken in pieces for part in parts_of(extent, taken)] if pieces else []
+        if len(sequence.path) == 1 and self._makes_extents_late:
+            low = parts[-1].high if parts else 0
+            if low < cached:
+                node = sequence.path[0]
+                node.extents.append(Extent(node, low, cached, None, 1))
+                parts.append(node.extents[-1])
         self._give_back(parts, sequence.num_blank, sequence.blank_ids)
-        sequence.pieces = []
         sequence.num_cached = sequence.num_blank = sequence.cursor = 0
         sequence.blank_ids = None
 

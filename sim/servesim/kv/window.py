@@ -17,6 +17,8 @@ class SlidingKVCache(PagedKVCache):
     are freed. Source: vllm/v1/core/single_type_kv_cache_manager.py, SlidingWindowManager.
     """
 
+    _makes_extents_late = False
+
     def __init__(
         self,
         pool: BlockPool,

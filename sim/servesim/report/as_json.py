@@ -111,6 +111,7 @@ def _ours(summary: Summary) -> dict[str, Any]:
             "external": kv.external,
             "external_in_queue": kv.external_in_queue,
         },
+        **({"fleet": asdict(summary.fleet)} if summary.fleet else {}),
         "gpu_memory_bytes": {part.key: part.size_bytes for part in memory_parts(summary.memory)},
         "slo": [asdict(check) | {"met": check.met} for check in summary.slo],
         "warnings": [

@@ -1,13 +1,15 @@
-"""What `servesim list` and `servesim show` print: the catalog of GPUs, models and scenarios."""
+"""What `servesim list` and `servesim show` print: the catalog of GPUs, links, models and scenarios."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from servesim.config.files import find_data, list_data
+from servesim.config.link import load_link
 from servesim.config.load import load_scenario, read_yaml
 from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
 from servesim.errors import ConfigError, Problem, did_you_mean
@@ -15,7 +17,7 @@ from servesim.units import GB, GIB, KIB, TB
 
 __all__ = ["list_json", "list_text", "show_json", "show_text"]
 
-_KINDS = ("gpus", "models", "scenarios")
+_KINDS = ("gpus", "links", "models", "scenarios")
 _WIDEST = 48  # a longer cell pushes the rest of its own line only
 
 
@@ -40,6 +42,8 @@ def show_text(name: str) -> str:
 def show_json(name: str) -> str:
     """The entry's profile or scenario as it is used, in SI units."""
     kind = _kind_of(name)
+    if kind == "links":
+        return json.dumps(asdict(load_link(find_data("links", name))), indent=2) + "\n"
     record = {"gpus": load_gpu, "models": load_model}[kind](name) if kind != "scenarios" else None
     plain = (record or load_scenario(name).scenario).model_dump(mode="json")
     if isinstance(record, ModelProfile):
@@ -51,7 +55,7 @@ def show_json(name: str) -> str:
 def _rows(kind: str) -> list[dict[str, Any]]:
     if kind not in _KINDS:
         raise ConfigError(Problem("no such list", got=f'"{kind}"', hint=did_you_mean(kind, _KINDS)))
-    row = {"gpus": _gpu_row, "models": _model_row, "scenarios": _scenario_row}[kind]
+    row = {"gpus": _gpu_row, "links": _link_row, "models": _model_row, "scenarios": _scenario_row}[kind]
     return [row(name) for name in list_data(kind)]
 
 
@@ -66,6 +70,17 @@ def _gpu_row(name: str) -> dict[str, Any]:
         "sms": gpu.sm_count,
         "usd_per_hour": gpu.price_per_hour_usd,
         "label": gpu.label,
+    }
+
+
+def _link_row(name: str) -> dict[str, Any]:
+    link = load_link(find_data("links", name))
+    return {
+        "name": name,
+        "gb_per_s": link.bandwidth_bytes_per_s / GB,
+        "latency_us": link.latency_s * 1e6,
+        "per": "gpu" if link.per_gpu else "replica",
+        "label": link.label,
     }
 
 
@@ -107,9 +122,10 @@ def _kind_of(name: str) -> str:
             return kind
     if Path(name).is_file():
         keys = read_yaml(Path(name)).keys()
-        return "gpus" if "memory_mib" in keys else "models" if "num_layers" in keys else "scenarios"
+        marks = {"memory_mib": "gpus", "num_layers": "models", "latency_us": "links"}
+        return next((kind for key, kind in marks.items() if key in keys), "scenarios")
     known = [each for kind in _KINDS for each in list_data(kind)]
-    problem = Problem("no such GPU, model or scenario", got=f'"{name}"', hint=did_you_mean(name, known))
+    problem = Problem("no such GPU, link, model or scenario", got=f'"{name}"', hint=did_you_mean(name, known))
     raise ConfigError(problem)
 
 
@@ -118,6 +134,11 @@ def _facts(name: str) -> tuple[str, Sequence[tuple[str, str, str]]]:
     if kind == "gpus":
         gpu = load_gpu(name)
         return gpu.label, _gpu_facts(gpu)
+    if kind == "links":
+        tree = read_yaml(find_data("links", name))
+        facts = [(key, value, "") for key, value in tree.items() if not isinstance(value, dict)]
+        facts += [(key, _cell(of["value"]), of["source"]) for key, of in tree.items() if isinstance(of, dict)]
+        return load_link(find_data("links", name)).label, facts
     if kind == "models":
         model = load_model(name)
         return model.label or model.name, _model_facts(model)

@@ -16,6 +16,7 @@ from servesim.analysis.series import latency_curves, time_series
 from servesim.analysis.summary import Summary
 from servesim.config.files import shipped
 from servesim.report import charts, sections
+from servesim.report.fleet import fleet_table
 from servesim.report.fragmentation import account_table, account_words, consequences
 from servesim.report.fragmentation_charts import bars
 from servesim.report.words import LATENCY_TITLES, memory_parts
@@ -46,6 +47,7 @@ def report_html(run: Run, summary: Summary) -> str:
         cards=sections.headlines(summary),
         latencies=sections.latencies(summary),
         slo=sections.slo(summary),
+        fleet=fleet_table(summary.fleet) if summary.fleet else None,
         kv_classes=sections.kv_classes(summary),
         account=account_table(account) if account else None,
         account_words=account_words(account) if account else "",

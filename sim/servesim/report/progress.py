@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 __all__ = ["Progress"]
 
@@ -19,7 +20,6 @@ class Progress:
     def __init__(self, name: str, what: str = "requests", every: int = 64) -> None:
         """``what`` is counted; ``every``: how many of them between two looks at the clock."""
         self._name, self._what, self._every = name, what, every
-        self._console = Console(stderr=True)
         self._begin = self._said = time.monotonic()
         self._bar: Bar | None = None
 
@@ -30,19 +30,25 @@ class Progress:
         now = time.monotonic()
         if now - self._begin < _PATIENCE_S:
             return
-        if not self._console.is_terminal:
+        if not sys.stderr.isatty():
             if now - self._said >= 10 * _PATIENCE_S / 2:
                 self._said = now
                 left_s = (now - self._begin) / ended * (total - ended)
-                self._console.print(f"{self._name}: {ended:,} of {total:,} {self._what}, {left_s:.0f} s left")
+                line = f"{self._name}: {ended:,} of {total:,} {self._what}, {left_s:.0f} s left"
+                print(line, file=sys.stderr, flush=True)
             return
         if self._bar is None:
+            # Heavy, and needed by few: most runs end before they lose anybody's patience.
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {self._what}"),
                 TimeRemainingColumn(),
-                console=self._console,
+                console=Console(stderr=True),
                 transient=True,
             )
             self._bar.start()

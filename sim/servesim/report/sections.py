@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -62,6 +63,11 @@ class Table:
 def subtitle(run: Run, summary: Summary) -> str:
     """What was simulated, in one line."""
     gpus = f"{summary.num_gpus} × {run.gpu.label}"
+    if run.pools:
+        counts = Counter[str]()
+        for pool in run.pools:
+            counts[pool.gpu.label] += pool.replicas * pool.gpus_per_replica
+        gpus = " and ".join(f"{count} × {label}" for label, count in counts.items())
     took = format_seconds(summary.duration_s)
     return (
         f"{run.model.label} on {gpus}, vLLM {run.scenario.engine.version}: "

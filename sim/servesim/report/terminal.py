@@ -12,6 +12,7 @@ from servesim.analysis.comparison import Difference, compare_summaries
 from servesim.analysis.distribution import Distribution
 from servesim.analysis.summary import Speculation, Summary
 from servesim.analysis.timeline import KV_CLASSES
+from servesim.report.fleet import fleet_lines
 from servesim.report.words import (
     KV_LABELS,
     LATENCY_TITLES,
@@ -32,7 +33,8 @@ _COMPARISON_WIDTH = 72
 
 def result_text(summary: Summary) -> str:
     """The result block and the KV-memory block, without the warnings."""
-    lines = [*_benchmark(summary), *_engine(summary), *_kv_pool(summary), *_gpu_memory(summary), "=" * _WIDTH]
+    parts = (_benchmark, _engine, _fleet, _kv_pool, _gpu_memory)
+    lines = [*(line for part in parts for line in part(summary)), "=" * _WIDTH]
     return "\n".join(lines) + "\n"
 
 
@@ -124,6 +126,14 @@ def _engine(summary: Summary) -> Iterator[str]:
         yield _line(MOVES[name], count)
     if load.prefix_cache_queries:
         yield _line("Prefix cache hit rate (%):", load.prefix_cache_hit_rate * 100)
+
+
+def _fleet(summary: Summary) -> Iterator[str]:
+    if summary.fleet is None:
+        return
+    yield _head(" Fleet ", "=")
+    for label, value, _ in fleet_lines(summary.fleet):
+        yield _line(f"{label}:", value)
 
 
 def _kv_pool(summary: Summary) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -81,17 +82,16 @@ class RecordedWorkload:
     def arrivals(self) -> Iterator[Request]:
         """The requests by arrival time; ``request_id`` names the line of the file."""
         trace, rows = self._trace, self._rows
-        columns = (
-            self._arrival_s,
-            trace.prompt_tokens[rows],
-            trace.output_tokens[rows],
-            trace.lines[rows],
-            rows,
+        prompt_tokens = trace.prompt_tokens[rows].tolist()
+        return map(
+            Request,
+            range(len(rows)),
+            map("line-{}".format, trace.lines[rows].tolist()),
+            self._arrival_s.tolist(),
+            prompt_tokens,
+            trace.output_tokens[rows].tolist(),
+            map(self._prompt, rows.tolist(), prompt_tokens) if len(trace.block_starts) else repeat(()),
         )
-        for index, (arrival_s, prompt, output, line, row) in enumerate(
-            zip(*(column.tolist() for column in columns), strict=True)
-        ):
-            yield Request(index, f"line-{line}", arrival_s, prompt, output, self._prompt(row, prompt))
 
     def follow_up(self, finished: Request, now_s: float) -> Request | None:
         """None: recorded requests come when they came."""
@@ -99,8 +99,6 @@ class RecordedWorkload:
 
     def _prompt(self, row: int, prompt_tokens: int) -> tuple[Segment, ...]:
         starts = self._trace.block_starts
-        if not len(starts):
-            return ()
         ids = self._trace.block_ids[starts[row] : starts[row + 1]].tolist()
         whole = [Segment(name, self._block_tokens) for name in ids[:-1]]
         return (*whole, Segment(ids[-1], prompt_tokens - len(whole) * self._block_tokens))

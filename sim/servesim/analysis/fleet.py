@@ -1,0 +1,107 @@
+"""The fleet that a scenario describes: its replicas, and how the requests are split among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from servesim.analysis.prepared import Prepared, build_replica, of_pool
+from servesim.analysis.run import Pool
+from servesim.config.link import load_link
+from servesim.config.workload import ClosedLoopArrivals
+from servesim.cost.first_calls import after
+from servesim.cost.kv_groups import kv_layout
+from servesim.cost.step_time import StepTime, build_step_time
+from servesim.engine.events import Log
+from servesim.engine.fleet import Replica, Site, simulate_fleet
+from servesim.engine.handover import KvLink
+from servesim.engine.loop import simulate
+from servesim.engine.router import BLIND, Members, Route, build_route
+from servesim.errors import ConfigError, Problem
+from servesim.workload.routed import shares
+
+Serves = Literal["all", "prefill", "decode"]
+
+__all__ = ["serve_fleet", "serve_pools"]
+
+
+def serve_fleet(
+    prepared: Prepared,
+    step_time: StepTime,
+    *,
+    on_end: Callable[[float], None],
+    stop: Callable[[], bool],
+) -> Log:
+    """Serve the workload by all replicas that are simulated.
+
+    A router that looks at no replica splits the requests in advance, if none of them waits for another one,
+    or if not all replicas are simulated: then what follows on a request goes where that went.
+    """
+    scenario, workload = prepared.loaded.scenario, prepared.workload
+    hardware, count = scenario.hardware, scenario.hardware.num_simulated
+    depth = 2 if prepared.engine.async_scheduling else 1
+    closed = isinstance(scenario.workload.arrivals, ClosedLoopArrivals)
+    waits_for_nothing = scenario.workload.sessions is None and not closed
+    sampled = count < hardware.replicas
+    if sampled and closed:
+        step = "remove it, or describe the arrivals by a rate"
+        raise ConfigError(
+            Problem("does not go with a closed loop", path="hardware.simulated_replicas", next_step=step)
+        )
+
+    def router(members: Members) -> Route:
+        return build_route(hardware.router, members, scenario.seed)
+
+    def make() -> Replica:
+        return build_replica(prepared, step_time)[0]
+
+    if hardware.router in BLIND and (waits_for_nothing or sampled) and scenario.fleet is None:
+        parts = shares(workload, router(Members([1.0] * hardware.replicas)), count)
+        logs = [simulate(part, *make(), pipeline_depth=depth, on_end=on_end, stop=stop) for part in parts]
+        return Log.of_fleet(logs)
+    return simulate_fleet(
+        workload,
+        [Site(make, depth)] * (count if scenario.fleet is None else scenario.num_replicas),
+        router,
+        events=scenario.fleet,
+        num_at_begin=count,
+        waits_for_nothing=waits_for_nothing,
+        on_end=on_end,
+        stop=stop,
+    )
+
+
+def serve_pools(
+    prepared: Prepared, *, on_end: Callable[[float], None], stop: Callable[[], bool]
+) -> tuple[Log, tuple[Pool, ...]]:
+    """Serve the workload by the replicas of all pools; returns what they are, too."""
+    scenario = prepared.loaded.scenario
+    fleet, router = scenario.fleet, scenario.hardware.router
+    assert fleet is not None
+    link = load_link(prepared.loaded.find("links", fleet.kv_link)) if fleet.kv_link else None
+    sites, pools, token_bytes = list[Site](), list[Pool](), 0
+    for name, pool in fleet.pools.items():
+        own = of_pool(prepared, pool)
+        law = build_step_time(own.model, own.gpu, own.engine, own.draft)
+        num_gpus = own.engine.tensor_parallel_size * own.engine.pipeline_parallel_size
+
+        def make(own: Prepared = own, law: StepTime = law, serves: Serves = pool.serves) -> Replica:
+            return build_replica(own, after(law, own.rows_met), serves=serves)[0]
+
+        rate = link.replica_bytes_per_s(num_gpus) if link else 0.0
+        depth = 2 if own.engine.async_scheduling else 1
+        sites += [Site(make, depth, pool.serves, pool.weight, rate)] * pool.replicas
+        pools.append(Pool(name, pool.serves, pool.replicas, num_gpus, own.gpu, own.engine, own.memory))
+        if pool.serves == "decode":
+            layout = kv_layout(own.model, own.engine)
+            token_bytes = max(token_bytes, layout.token_bytes * own.engine.tensor_parallel_size)
+    log = simulate_fleet(
+        prepared.workload,
+        sites,
+        lambda members: build_route(router, members, scenario.seed),
+        events=fleet,
+        link=KvLink(link.latency_s, token_bytes) if link else None,
+        on_end=on_end,
+        stop=stop,
+    )
+    return log, tuple(pools)

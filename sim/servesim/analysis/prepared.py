@@ -1,0 +1,122 @@
+"""A scenario with every file read and every default filled in, and the engines that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar, cast
+
+from servesim.config.defaults import resolve_engine, with_whole_tables
+from servesim.config.engine_profile import profiled_engine
+from servesim.config.fleet import PoolConfig
+from servesim.config.load import LoadedScenario
+from servesim.config.profiles import GpuProfile, ModelProfile, load_gpu, load_model
+from servesim.config.scenario import EngineConfig
+from servesim.cost.memory import MemoryBudget, memory_budget
+from servesim.cost.step_time import StepTime
+from servesim.engine.acceptance import RecordedDrafts, build_acceptance
+from servesim.engine.beams import build_beams
+from servesim.engine.build import build_scheduler
+from servesim.engine.fleet import Replica
+from servesim.engine.step_trace import NotedAcceptance
+from servesim.workload.build import build_workload
+from servesim.workload.request import Workload
+
+__all__ = ["Prepared", "build_replica", "of_pool", "prepare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A scenario with nothing left to look up."""
+
+    loaded: LoadedScenario
+    gpu: GpuProfile
+    model: ModelProfile
+    engine: EngineConfig
+    """Resolved, the engine profile applied."""
+    memory: MemoryBudget
+    workload: Workload
+    draft: ModelProfile | None = None
+    """The model that drafts, where one does."""
+    rows_met: tuple[int, ...] = ()
+    """Tokens of steps that the server ran before; they matter to cost.first_calls only."""
+    drafts: RecordedDrafts | None = None
+    """Takes the place of the scenario's law of acceptance."""
+
+
+def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
+    """Everything that the simulation needs; ``workload`` takes the place of the scenario's own.
+
+    Raises ServesimError for anything that the scenario's author can mend.
+    """
+    scenario = loaded.scenario
+    gpu = _profile(load_gpu, loaded.find("gpus", scenario.hardware.gpu))
+    model = _profile(load_model, loaded.find("models", scenario.model))
+    engine = profiled_engine(loaded)
+    if scenario.workload.forks is not None:
+        engine = with_whole_tables(engine)
+        if "preemption_mode" not in engine.model_fields_set:  # vLLM swaps requests of several sequences
+            engine = engine.model_copy(update={"preemption_mode": "swap"})
+    engine = resolve_engine(engine, model, gpu)
+    draft = None
+    if engine.speculative is not None and engine.speculative.draft_model is not None:
+        draft = _profile(load_model, loaded.find("models", engine.speculative.draft_model))
+    memory = memory_budget(model, gpu, engine, draft)
+    if workload is None:
+        workload = build_workload(scenario.workload, scenario.seed, lambda name: loaded.find("traces", name))
+    return Prepared(loaded, gpu, model, engine, memory, workload, draft)
+
+
+Loaded = TypeVar("Loaded", GpuProfile, ModelProfile)
+_profiles: dict[tuple[str, int, int], GpuProfile | ModelProfile] = {}
+
+
+def _profile(load: Callable[[str], Loaded], path: Path) -> Loaded:
+    """A profile, read once for as long as its file stays the same: a table of runs asks for it again."""
+    about = path.stat()
+    key = (str(path.resolve()), about.st_mtime_ns, about.st_size)
+    if key not in _profiles:
+        _profiles[key] = load(str(path))
+    return cast(Loaded, _profiles[key])
+
+
+def of_pool(prepared: Prepared, pool: PoolConfig) -> Prepared:
+    """The same, for one of the replicas of a pool."""
+    loaded = prepared.loaded
+    hardware = loaded.scenario.hardware.model_copy(update={"gpu": pool.gpu or loaded.scenario.hardware.gpu})
+    changes = {"hardware": hardware, "engine": loaded.scenario.pool_engine(pool), "fleet": None}
+    loaded = replace(loaded, scenario=loaded.scenario.model_copy(update=changes))
+    return replace(prepare(loaded, prepared.workload), rows_met=prepared.rows_met)
+
+
+def build_replica(
+    prepared: Prepared,
+    step_time: StepTime,
+    *,
+    one_by_one: bool = False,
+    track_ids: bool = False,
+    serves: Literal["all", "prefill", "decode"] = "all",
+) -> tuple[Replica, NotedAcceptance | None]:
+    """An engine with an empty cache, and what says which drafts it accepts."""
+    engine, loaded, accept = prepared.engine, prepared.loaded, None
+    drafts = prepared.drafts
+    if engine.speculative is not None:
+        law = drafts or build_acceptance(
+            engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
+        )
+        accept = NotedAcceptance(law)
+    sampling = loaded.scenario.workload.forks
+    scheduler = build_scheduler(
+        engine,
+        prepared.memory,
+        step_time.windows,
+        one_by_one=one_by_one,
+        track_ids=track_ids,
+        accept=accept,
+        propose=drafts.propose if drafts else None,
+        sampling=sampling,
+        beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
+        serves=serves,
+    )
+    return Replica(scheduler, step_time), accept
