@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servesim.api import (
+        Capacity,
         Comparison,
         Explained,
         FleetPlan,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         SensitivityStudy,
         Sweep,
         calibrate,
+        capacity,
         check,
         compare,
         explain,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from servesim.errors import ServesimError
 
 __all__ = [
+    "Capacity",
     "Comparison",
     "Explained",
     "FleetPlan",
@@ -47,6 +50,7 @@ __all__ = [
     "ServesimError",
     "Sweep",
     "calibrate",
+    "capacity",
     "check",
     "compare",
     "explain",

@@ -31,12 +31,14 @@ from servesim.results import (
 if TYPE_CHECKING:
     from servesim.analysis.kernel_fit import KernelFit
     from servesim.studies import (
+        Capacity,
         Explained,
         FleetPlan,
         PairedReplications,
         Replicated,
         SensitivityStudy,
         Sweep,
+        capacity,
         explain,
         plan,
         replicate,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Accuracy",
     "Calibrations",
+    "Capacity",
     "Comparison",
     "Explained",
     "FinishedComparison",
@@ -60,6 +63,7 @@ __all__ = [
     "SensitivityStudy",
     "Sweep",
     "calibrate",
+    "capacity",
     "check",
     "check_expect",
     "compare",

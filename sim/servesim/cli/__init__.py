@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -11,6 +12,9 @@ from servesim.cli.shared import app
 from servesim.errors import ServesimError
 
 __all__ = ["app", "main"]
+
+# NumPy's linear algebra would start a thread per core when it is imported, and nothing here keeps them busy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def main() -> None:
