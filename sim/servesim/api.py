@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from servesim.analysis.fleet import check_pools
 from servesim.analysis.metrics import summarise
+from servesim.analysis.prepared import refuse_if_none_fits
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
 from servesim.config.load import LoadedScenario, find_data, load_scenario, loaded_scenario
@@ -215,9 +216,13 @@ def prefix_cache(
 
 
 def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedScenario, MemoryBudget, int]:
-    """Everything short of simulating: files, settings, memory; returns them with the number of requests."""
+    """Everything short of simulating: files, settings, memory; returns them with the number of requests.
+
+    Raises ConfigError, too, where every request would be refused.
+    """
     prepared = _prepare(scenario, overrides)
     build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
+    refuse_if_none_fits(prepared)
     check_pools(prepared)
     if prepared.loaded.scenario.expect:
         _refuse_unknown_metrics(prepared)

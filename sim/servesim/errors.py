@@ -15,8 +15,9 @@ parts that do not apply are left out.  The command line prints it and exits with
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 __all__ = [
     "CalibrationError",
@@ -27,6 +28,7 @@ __all__ = [
     "ServesimError",
     "StudyError",
     "TraceError",
+    "blamed_on",
     "did_you_mean",
 ]
 
@@ -84,6 +86,21 @@ class StudyError(ServesimError):
 
 class OutputError(ServesimError):
     """A place where results cannot be written."""
+
+
+@contextmanager
+def blamed_on(options: Mapping[str, str]) -> Iterator[None]:
+    """Name the option by which a value was set, by the value's path, in problems that would name --set."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([_blamed(problem, options) for problem in error.problems]) from error
+
+
+def _blamed(problem: Problem, options: Mapping[str, str]) -> Problem:
+    at = next((path for path in options if f"{problem.path}.".startswith(f"{path}.")), None)
+    on_command_line = problem.file.startswith("--")
+    return problem if at is None or not on_command_line else replace(problem, file=options[at])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -136,26 +136,30 @@ class Comparison:
     b: Result
 
     def __str__(self) -> str:
-        from servesim.report.finished import fragmentation_text
+        from servesim.report.finished import fragmentation_text, traffic_text
         from servesim.report.terminal import comparison_text
 
         both = comparison_text(self.a.summary, self.b.summary)
-        return both + fragmentation_text([self.a.finished(), self.b.finished()])
+        results = [self.a.finished(), self.b.finished()]
+        return both + fragmentation_text(results) + traffic_text(results)
 
     def to_json(self) -> str:
         """Both results and the table of differences."""
-        from servesim.analysis.finished import fragmentation_rows
-        from servesim.report.as_json import comparison_json
+        from servesim.analysis.finished import fragmentation_rows, other_traffic
+        from servesim.report.as_json import comparison_json, warnings_json
 
-        rows = fragmentation_rows([self.a.finished(), self.b.finished()])
+        results = [self.a.finished(), self.b.finished()]
+        rows, warnings = fragmentation_rows(results), warnings_json(other_traffic(results))
         fragmentation = [{"label": row.label, "a": row.values[0], "b": row.values[1]} for row in rows]
-        return comparison_json(self.a.summary, self.b.summary, fragmentation=fragmentation)
+        return comparison_json(self.a.summary, self.b.summary, fragmentation=fragmentation, warnings=warnings)
 
     def to_html(self) -> str:
         """Both results in one offline page."""
+        from servesim.analysis.finished import other_traffic
         from servesim.report.html import comparison_html
 
-        return comparison_html((self.a.run, self.a.summary), (self.b.run, self.b.summary))
+        warnings = other_traffic([self.a.finished(), self.b.finished()])
+        return comparison_html((self.a.run, self.a.summary), (self.b.run, self.b.summary), warnings)
 
     def files(self) -> dict[str, str]:
         """Everything that ``servesim compare --out`` writes, by file name."""

@@ -55,7 +55,13 @@ def read_benchmark(path: Path) -> MeasuredRequests:
 def _read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        step = "give a folder of recorded runs, or the JSON of `vllm bench serve --save-detailed`"
+        reason = error.strerror or str(error)
+        raise CalibrationError(
+            Problem("cannot be read", file=str(path), got=reason, next_step=step)
+        ) from None
+    except ValueError as error:
         raise CalibrationError(
             Problem("cannot be read as JSON", file=str(path), got=str(error).splitlines()[0])
         ) from None

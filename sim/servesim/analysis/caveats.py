@@ -71,6 +71,10 @@ class Caveat(Enum):
         "what the model answers without the others is not",
         "measure the quality of your model with this budget",
     )
+    OTHER_TRAFFIC = (
+        "{a} and {b} do not serve the same requests ({what}): they differ by their traffic, too",
+        "give both the same workload, by extends: or --set",
+    )
     NOTHING_SHARED = (
         "prefix caching is on and found nothing shared in {tokens:,} prompt tokens",
         "describe shared prefixes or sessions in the workload if real traffic has them",

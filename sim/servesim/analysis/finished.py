@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from servesim.analysis.caveats import Caveat, Warned
 from servesim.analysis.shares import FRAGMENT_CLASSES
 from servesim.errors import ConfigError, Problem
 
-__all__ = ["Finished", "Row", "compare_finished", "fragmentation_rows", "read_finished"]
+__all__ = ["Finished", "Row", "compare_finished", "fragmentation_rows", "other_traffic", "read_finished"]
 
 _GIB = 2**30
 _FIGURES = (
@@ -113,6 +114,27 @@ def fragmentation_rows(results: Sequence[Finished]) -> tuple[Row, ...]:
         for label, path, factor in paths
     ]
     return tuple(row for row in rows if any(value > 0 for value in row.values))
+
+
+def other_traffic(results: Sequence[Finished]) -> tuple[Warned, ...]:
+    """A warning for each result whose requests are not those of the first one."""
+    first = results[0]
+    found = ((one, _traffic_differs(first, one)) for one in results[1:])
+    return tuple(Caveat.OTHER_TRAFFIC.say(a=first.name, b=one.name, what=what) for one, what in found if what)
+
+
+def _traffic_differs(a: Finished, b: Finished) -> str:
+    """What differs, in words; lengths count where all were served, rates where arrivals wait for nothing."""
+    looked_at = [("{:,.0f} and {:,.0f} requests", "num_prompts")]
+    if all(one.figure("completed") == one.figure("num_prompts") for one in (a, b)):
+        looked_at.append(("{:,.0f} and {:,.0f} prompt tokens", "total_input_tokens"))
+    if all(math.isfinite(one.figure("request_rate")) for one in (a, b)):
+        looked_at.append(("{:.4g} and {:.4g} req/s", "request_rate"))
+    elif all(math.isnan(one.figure(key)) for one in (a, b) for key in ("request_rate", "max_concurrency")):
+        looked_at.append(("{:.4g} and {:.4g} req/s", "offered_request_rate"))
+    found = ((words, a.figure(path), b.figure(path)) for words, path in looked_at)
+    differ = (one for one in found if not math.isclose(one[1], one[2], rel_tol=1e-6))
+    return ", ".join(words.format(left, right) for words, left, right in differ)
 
 
 def _problem(what: str, path: Path, got: str) -> Problem:

@@ -269,16 +269,23 @@ def _adds_up(pools: Integers, line: Timeline) -> bool:
 def _kv_use(run: Run, line: Timeline) -> KvUse:
     ends = {name: line.kv(name) for name in KV_CLASSES}
     pools = np.concatenate([sum(pair[end] for pair in ends.values()) for end in (0, 1)])
-    pool: float = int(pools[0]) if len(pools) else 0
-    if run.pools:  # replicas with pools of several sizes: shares are of their mean
-        pool = line.mean(pools[: len(line)], pools[: len(line)])
     queued = line.columns["waiting"] > 0
 
+    def pool_in(where: Mask | None) -> float:
+        """Of replicas with pools of several sizes their mean, over the time that is looked at."""
+        if not run.pools:
+            return int(pools[0]) if len(pools) else 0
+        return line.mean(pools[: len(line)], pools[: len(line)], where)
+
     def shares(where: Mask | None) -> dict[str, float]:
+        pool = pool_in(where)
         return {name: _per(line.mean(*pair, where), pool) for name, pair in ends.items()}
+
+    pool = pool_in(None)
 
     held = ("tokens", "reserved", "internal", "round_up")
     live = [np.sum([ends[name][end] for name in held], axis=0) for end in (0, 1)]
+    usage = np.concatenate(live) / np.maximum(pools, 1)
     stored, reserved, internal, logical = (
         float(line.integral(*line.kv(name)).sum()) for name in ("tokens", "reserved", "internal", "logical")
     )
@@ -301,7 +308,7 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
         external=sum(mean[name] for name in _EXTERNAL),
         external_in_queue=sum(in_queue[name] for name in _EXTERNAL),
         mean_usage=_per(line.mean(live[0], live[1]), pool),
-        peak_usage=_per(float(np.concatenate(live).max(initial=0)), pool),
+        peak_usage=float(usage.max()) if len(usage) else math.nan,
         sharing=_per(logical, stored),
         saved_by_sharing=_per(logical - stored, logical + empty),
         adds_up=_adds_up(pools, line),

@@ -14,6 +14,7 @@ from servesim.analysis.plan_trials import recorded
 from servesim.analysis.replications import is_resampled
 from servesim.config.load import LoadedScenario, load_scenario
 from servesim.engine.router import BLIND
+from servesim.errors import blamed_on
 from servesim.workload.build import build_workload
 
 __all__ = ["candidates_of", "question_of", "traffic_in"]
@@ -51,6 +52,7 @@ def candidates_of(
     for point in grid_points(axes):
         values = dict(zip((axis.path for axis in axes), point, strict=True))
         changes = [*overrides, *(f"{path}={value}" for path, value in values.items())]
-        loaded = load_scenario(scenario, changes)
+        with blamed_on(dict.fromkeys(values, "--vary")):
+            loaded = load_scenario(scenario, changes)
         found.append(Candidate(values, Analytic(loaded, traffic, loaded.scenario.slo)))
     return found

@@ -22,10 +22,11 @@ from servesim.engine.build import build_scheduler
 from servesim.engine.fleet import Replica
 from servesim.engine.scheduler import Scheduler
 from servesim.engine.step_trace import NotedAcceptance
+from servesim.errors import ConfigError, Problem
 from servesim.workload.build import build_workload
-from servesim.workload.request import Workload
+from servesim.workload.request import Request, Workload
 
-__all__ = ["Prepared", "Watch", "build_replica", "of_pool", "prepare"]
+__all__ = ["Prepared", "Watch", "build_replica", "of_pool", "prepare", "refuse_if_none_fits"]
 
 Watch = Callable[[int, EngineConfig, Scheduler, StepTime], StepTime]
 """Given a replica's number, settings, scheduler and law before it begins; returns the law that holds."""
@@ -74,6 +75,28 @@ def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepare
         find = partial(loaded.find, "traces")
         workload = build_workload(scenario.workload, scenario.seed, find, redraw_lengths=loaded.redraws)
     return Prepared(loaded, gpu, model, engine, memory, workload, draft)
+
+
+def refuse_if_none_fits(prepared: Prepared) -> None:
+    """Raise ConfigError where the prompt of every request fills max_model_len. Uses the workload up."""
+    longest, shortest = prepared.engine.max_model_len or 0, 0
+    for first in prepared.workload.arrivals():
+        request: Request | None = first
+        while request is not None:
+            if request.prompt_tokens < longest:
+                return
+            shortest = min(shortest or request.prompt_tokens, request.prompt_tokens)
+            request = prepared.workload.follow_up(request, request.arrival_s)
+    if shortest:
+        problem = Problem(
+            "every request would be refused: no prompt leaves room for an answer",
+            file=str(prepared.loaded.file),
+            path="engine.max_model_len",
+            got=str(longest),
+            hint=f"the shortest prompt has {shortest:,} tokens",
+            next_step="raise engine.max_model_len",
+        )
+        raise ConfigError(problem)
 
 
 Loaded = TypeVar("Loaded", GpuProfile, ModelProfile)

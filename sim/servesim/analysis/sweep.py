@@ -16,7 +16,7 @@ from servesim.analysis.grid import Axis, Point, grid_points, latin_points
 from servesim.analysis.points import PointTask, digest_of, ready, run_point
 from servesim.analysis.run_folder import RunFolder
 from servesim.config.load import LoadedScenario, load_scenario
-from servesim.errors import ConfigError, Problem, ServesimError, StudyError
+from servesim.errors import ConfigError, Problem, ServesimError, StudyError, blamed_on
 
 __all__ = ["OnDone", "SweepPlan", "Workers", "ignore", "in_order", "plan_sweep", "run_sweep", "spread"]
 
@@ -80,7 +80,8 @@ def plan_sweep(
         values = dict(zip(paths, point, strict=True))
         given = (*overrides, *(f"{path}={value}" for path, value in values.items()))
         try:
-            loaded = load_scenario(source, given)
+            with blamed_on(dict.fromkeys(paths, "--vary")):
+                loaded = load_scenario(source, given)
         except ConfigError as error:
             failures[number] = error
             refused[number] = {"values": values, "digest": "", "error": str(error)}

@@ -19,6 +19,7 @@ from servesim.cli.shared import (
     progress_of,
     show_result,
 )
+from servesim.errors import blamed_on
 
 __all__ = ["capacity"]
 
@@ -40,7 +41,8 @@ def capacity(
     from servesim import api, studies
 
     changes = [*overrides(set_, seed), *(f"slo.{text}" for text in slo or ())]
-    loaded = api.load(scenario, changes)
+    with blamed_on({"slo": "--slo"} if slo else {}):
+        loaded = api.load(scenario, changes)
     name = loaded.scenario.name
     with output(out, f"{name}-capacity", wanted=out is not None or not json) as write:
         with progress_of(name, "trials of this rate", 1) as progress:

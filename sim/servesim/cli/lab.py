@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Annotated
 
 import typer
@@ -73,10 +74,14 @@ def prefix_cache(
     loaded = api.load(scenario, overrides(set_, seed))
     wanted = out is not None or not json
     with output(out, f"{loaded.scenario.name}-prefix-cache", wanted=wanted) as write:
-        tell = lambda size: typer.echo(f"Replaying: {size:,.0f} tokens", err=True)  # noqa: E731
-        report = api.prefix_cache(loaded, _sizes(sizes), on_size=tell)
+        report = api.prefix_cache(loaded, _sizes(sizes), on_size=_tell_size)
         show_result(report, json)
         write(report)
+
+
+def _tell_size(tokens: float) -> None:
+    size = f"{tokens:,.0f} tokens" if isfinite(tokens) else "a cache without bounds"
+    typer.echo(f"Replaying: {size}", err=True)
 
 
 def _sizes(text: str) -> list[int]:

@@ -21,6 +21,7 @@ from servesim.cli.shared import (
     progress_of,
     show_result,
 )
+from servesim.errors import blamed_on
 
 __all__ = ["plan"]
 
@@ -44,7 +45,7 @@ def plan(
         list[str] | None,
         typer.Option(metavar="KEY=V,V,...", help="An engine setting to try values of; may be repeated."),
     ] = None,
-    budget: Annotated[float | None, typer.Option(metavar="USD", help="Most dollars per hour.")] = None,
+    budget: Annotated[float | None, typer.Option(min=0, metavar="USD", help="Most dollars per hour.")] = None,
     price: Prices = None,
     set_: Overrides = None,
     seed: Seed = None,
@@ -56,7 +57,8 @@ def plan(
     from servesim import api
 
     changes = [*overrides(set_, seed), *(f"slo.{text}" for text in slo or ())]
-    loaded = api.load(scenario, changes)
+    with blamed_on({"slo": "--slo"} if slo else {}):
+        loaded = api.load(scenario, changes)
     name = loaded.scenario.name
     axes = [
         f"hardware.gpu={gpus or loaded.scenario.hardware.gpu}",
@@ -64,7 +66,10 @@ def plan(
         *(vary or ()),
     ]
     with output(out, f"{name}-plan", wanted=out is not None or not json) as write:
-        with progress_of(name, "trials of this round", 1) as progress:
+        with (
+            progress_of(name, "trials of this round", 1) as progress,
+            blamed_on({"hardware.gpu": "--gpus", "engine.tensor_parallel_size": "--tensor-parallel"}),
+        ):
             result = api.plan(
                 scenario,
                 rate,

@@ -203,10 +203,11 @@ def _override_tree(overrides: Sequence[str]) -> LocatedDict:
             wrong = Problem("an override must be path=value", "--set", got=shown(override), next_step=step)
             raise ConfigError(wrong)
         try:
-            value, written = read_value(text.strip())
+            value, written = read_value(text.strip(), place.file)
         except ConfigError as error:
-            words = error.problems[0].problem
-            raise ConfigError(Problem(words, "--set", path=path.strip(), got=shown(text))) from None
+            found = Problem(error.problems[0].problem, next_step=error.problems[0].next_step)
+            told = replace(found, file=place.file, path=path.strip(), got=shown(text))
+            raise ConfigError(told) from None
         section = tree
         for key in keys[:-1]:
             if not isinstance(section.get(key), LocatedDict):

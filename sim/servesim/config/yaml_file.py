@@ -75,13 +75,14 @@ def read_yaml(path: str | Path) -> LocatedDict:
     return tree
 
 
-def read_value(text: str) -> tuple[Any, str | None]:
+def read_value(text: str, option: str) -> tuple[Any, str | None]:
     """A value from the command line; a number, true, false or null also as it is written.
 
-    Only ``[``, ``{`` and quotes make YAML of it, so that ``a: b # c`` is text.  Raises ConfigError.
+    Only ``[``, ``{`` and quotes make YAML of it, so that ``a: b # c`` is text.  ``option`` is named in
+    messages about what stands inside it.  Raises ConfigError.
     """
     if text[:1] in ("[", "{", '"', "'"):
-        return _tree(text, ""), None
+        return _tree(text, option, in_file=False), None
     kind = next((kind for kind, pattern in _PLAIN.items() if re.fullmatch(pattern, text)), "str")
     try:
         return _plain_value(kind, text), None if kind == "str" else text
@@ -109,10 +110,10 @@ def _text_of(file: str) -> str:
     raise ConfigError(problem)
 
 
-def _tree(text: str, file: str) -> Any:
+def _tree(text: str, file: str, in_file: bool = True) -> Any:
     try:
         node = _StrictLoader(text).get_single_node()
-        return None if node is None else _Builder(file).build(node)
+        return None if node is None else _Builder(file, in_file).build(node)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = f"U+{int(error.character):04X}"
@@ -150,10 +151,10 @@ def _plain_value(kind: str, text: str) -> Any:
 
 
 class _Builder:
-    """Turns the nodes of one file into a tree with places."""
+    """Turns the nodes of one file, or of an option's value, into a tree with places."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, file: str, in_file: bool) -> None:
+        self.file, self.in_file = file, in_file
 
     def build(self, node: yaml.Node) -> Any:
         kind = node.tag.removeprefix(_TAG)
@@ -176,10 +177,9 @@ class _Builder:
             # Words like true and null are no less words for being keys; tensor-parallel degrees are numbers.
             key = self.build(key_node) if key_node.tag == _TAG + "int" else key_node.value
             if key in section:
-                first = section.places[key].key_line
-                self.refuse(
-                    key_node, f"the key {shown(str(key))} is on line {first} already", "remove one of the two"
-                )
+                before = f"is on line {section.places[key].key_line} already"
+                words = f"the key {shown(str(key))} {before if self.in_file else 'is there twice'}"
+                self.refuse(key_node, words, "remove one of the two")
             section.put(key, self.build(value_node), self.place(key_node, value_node))
         return section
 
@@ -187,6 +187,8 @@ class _Builder:
         scalar = isinstance(value, yaml.ScalarNode) and value.tag != _TAG + "str"
         at, start = key.start_mark, value.start_mark
         text = value.value if scalar else None
+        if not self.in_file:  # lines of a file mean something, columns of a command line do not
+            return Place(self.file, text=text)
         return Place(self.file, at.line + 1, at.column + 1, start.line + 1, start.column + 1, text)
 
     def refuse(self, node: yaml.Node, problem: str, next_step: str) -> NoReturn:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from servesim.analysis.caveats import Warned
 from servesim.analysis.comparison import compare_summaries
 from servesim.analysis.distribution import PERCENTILES, Distribution
 from servesim.analysis.expectations import Finding
@@ -35,6 +36,13 @@ def comparison_json(a: Summary, b: Summary, **more: Any) -> str:
         for row in compare_summaries(a, b)
     ]
     return _text({"a": result(a), "b": result(b), "differences": differences, **more})
+
+
+def warnings_json(warnings: Sequence[Warned]) -> list[dict[str, str]]:
+    """Warnings as objects."""
+    return [
+        {"kind": warned.caveat.key, "text": warned.text, "next_step": warned.next_step} for warned in warnings
+    ]
 
 
 def result(summary: Summary) -> dict[str, Any]:
@@ -114,10 +122,7 @@ def _ours(summary: Summary) -> dict[str, Any]:
         **({"fleet": asdict(summary.fleet)} if summary.fleet else {}),
         "gpu_memory_bytes": {part.key: part.size_bytes for part in memory_parts(summary.memory)},
         "slo": [asdict(check) | {"met": check.met} for check in summary.slo],
-        "warnings": [
-            {"kind": warned.caveat.key, "text": warned.text, "next_step": warned.next_step}
-            for warned in summary.warnings
-        ],
+        "warnings": warnings_json(summary.warnings),
         "provenance": {
             "servesim": version("servesim"),
             "seed": summary.seed,

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from string import ascii_uppercase
 
-from servesim.analysis.finished import Finished, Row, compare_finished, fragmentation_rows
+from servesim.analysis.finished import Finished, Row, compare_finished, fragmentation_rows, other_traffic
 from servesim.analysis.timeline import KV_CLASSES
 from servesim.report import charts
-from servesim.report.as_json import plain
+from servesim.report.as_json import plain, warnings_json
 from servesim.report.html import figure_page
 from servesim.report.sections import Table
 
-__all__ = ["finished_html", "finished_json", "finished_text", "fragmentation_text"]
+__all__ = ["finished_html", "finished_json", "finished_text", "fragmentation_text", "traffic_text"]
 
 _LABEL, _COLUMN = 34, 15
 
@@ -27,7 +27,13 @@ def finished_text(results: Sequence[Finished]) -> str:
     letters = ascii_uppercase[: len(results)]
     lines += [f"{letter}: {one.name}" for letter, one in zip(letters, results, strict=True)]
     lines.append(" " * _LABEL + "".join(f"{letter:>{_COLUMN}}" for letter in letters))
-    return "\n".join([*lines, *_lines(compare_finished(results), width), "=" * width]) + "\n"
+    lines += [*_lines(compare_finished(results), width), "=" * width]
+    return "\n".join(lines) + "\n" + traffic_text(results)
+
+
+def traffic_text(results: Sequence[Finished]) -> str:
+    """A line for each result that served other requests than the first one."""
+    return "".join(f"Warning: {warned}\n" for warned in other_traffic(results))
 
 
 def fragmentation_text(results: Sequence[Finished]) -> str:
@@ -42,6 +48,7 @@ def finished_json(results: Sequence[Finished]) -> str:
     value = {
         "results": {letter: dict(one.result) for letter, one in zip(letters, results, strict=True)},
         "rows": [asdict(row) for row in compare_finished(results)],
+        "warnings": warnings_json(other_traffic(results)),
     }
     return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
 
@@ -61,6 +68,7 @@ def finished_html(results: Sequence[Finished]) -> str:
         {"kv-bars": charts.pool_bars(pools)},
         title=" against ".join(one.name for one in results),
         names=names,
+        warnings=other_traffic(results),
         tables=tables,
     )
 

@@ -271,6 +271,7 @@ def _figures(entries: Sequence[Entry]) -> Iterator[tuple[str, Callable[[Entry], 
     yield "Output tokens per second", _of("output_throughput", 0)
     if any(entry.capacity for entry in entries):
         yield "Capacity at the SLO (req/s)", lambda e: _capacity(e.capacity)
+        yield "What breaks first", lambda e: (e.capacity and e.capacity.reason) or "n/a"
     yield "P99 time to first token (ms)", lambda e: _number(e.account.p99_ttft_s * 1e3, 0)
     yield "P99 time per output token (ms)", lambda e: _number(e.account.p99_tpot_s * 1e3, 1)
     yield "Preemptions", lambda e: f"{e.account.preemptions:,}"

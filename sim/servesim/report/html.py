@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 from plotly.offline import get_plotlyjs
 
 from servesim.analysis.attribution import Attribution
+from servesim.analysis.caveats import Warned
 from servesim.analysis.fragmentation import fragmentation
 from servesim.analysis.lab import Entry
 from servesim.analysis.run import Run
@@ -65,7 +66,7 @@ def report_html(run: Run, summary: Summary, attribution: Attribution | None = No
     )
 
 
-def comparison_html(a: tuple[Run, Summary], b: tuple[Run, Summary]) -> str:
+def comparison_html(a: tuple[Run, Summary], b: tuple[Run, Summary], warnings: Sequence[Warned] = ()) -> str:
     """Two runs in one page: differences, KV pools side by side, latencies and running requests overlaid."""
     pairs = {
         f"{letter}: {summary.name}": (run, summary)
@@ -92,6 +93,7 @@ def comparison_html(a: tuple[Run, Summary], b: tuple[Run, Summary]) -> str:
         "compare.html.j2",
         figures,
         title=f"{a[1].name} against {b[1].name}",
+        warnings=warnings,
         runs=tuple((name, sections.subtitle(*pair), pair[1].warnings) for name, pair in pairs.items()),
         tables=sections.comparison_tables(a[1], b[1]),
         fragmentation=consequences(entries) if entries else None,
