@@ -100,6 +100,33 @@ def test_compare_shows_both_and_writes_a_page(servesim, tmp_path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["compare.html", "compare.json"]
 
 
+def test_compare_warns_where_the_traffic_differs(servesim, tmp_path):
+    words = ("compare", "azure-conv-h100", "twice.yaml", *SMALL)
+    (tmp_path / "twice.yaml").write_text(
+        "extends: azure-conv-h100\nname: twice\nworkload: {trace: {rate_scale: 2}}\n"
+    )
+    done = servesim(*words)
+    assert "azure-conv-h100 and twice do not serve the same requests (" in done.out
+    assert "prompt tokens" not in done.out.split("the same requests")[1].split(":")[0]
+    [page] = tmp_path.glob("out/*/compare.html")
+    assert "Azure-conv-h100 and twice do not serve" in page.read_text()
+    warned = json.loads(servesim(*words, "--json").out)["warnings"]
+    assert [one["kind"] for one in warned] == ["other_traffic"]
+    many = json.loads(servesim(*words, "azure-conv-h100", "--json").out)["warnings"]
+    assert [one["text"].split(" do not")[0] for one in many] == ["azure-conv-h100 and twice"]
+    same = servesim("compare", "azure-conv-h100", "azure-conv-h100-contiguous", *SMALL, "--json")
+    assert json.loads(same.out)["warnings"] == []
+    fewer = servesim("compare", "poisson-chat", "azure-conv-h100", "--json")
+    assert "6,000 and 19,366 requests" in json.loads(fewer.out)["warnings"][0]["text"]
+
+
+def test_arrivals_that_wait_for_answers_are_no_other_traffic(servesim, tmp_path):
+    (tmp_path / "b.yaml").write_text("extends: closed-loop-sharegpt\nname: b\nengine: {max_num_seqs: 4}\n")
+    few = ("--set", "workload.trace.max_requests=200", "--json")
+    done = servesim("compare", "closed-loop-sharegpt", "b.yaml", *few)
+    assert json.loads(done.out)["warnings"] == []
+
+
 def test_paged_memory_serves_a_larger_batch_than_contiguous(servesim):
     busy = ("--set", "workload.trace.rate_scale=4", "--set", "workload.trace.max_requests=2000")
     done = servesim("compare", "azure-conv-h100", "azure-conv-h100-contiguous", *busy, "--json")
@@ -119,6 +146,38 @@ def test_check_list_show_schema(servesim):
     assert "NVIDIA data sheet" in shown
     assert json.loads(servesim("show", "deepseek-v3", "--json").out)["num_layers"] == 61
     assert json.loads(servesim("schema").out)["title"] == "servesim scenario"
+
+
+@pytest.mark.parametrize("name", ["poisson-chat", "azure-conv-h100"])
+def test_check_refuses_what_serves_nobody(servesim, name):
+    refused = servesim("check", name, "--set", "engine.max_model_len=2")
+    assert refused.status == 2
+    assert "every request would be refused" in refused.err
+    assert "raise engine.max_model_len" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("sweep", "poisson-chat", "--vary", "engine.blok_size=8,16"), "--vary  engine.blok_size"),
+        (("sweep", "poisson-chat", "--vary", "seed=1,2", "--set", "engine.blok=8"), "--set  engine.blok"),
+        (("plan", "poisson-chat", "--rate", "5", "--gpus", "h100"), "--gpus  hardware.gpu  no such GPU"),
+        (
+            ("plan", "poisson-chat", "--rate", "5", "--tensor-parallel", "x"),
+            "--tensor-parallel  engine.tensor",
+        ),
+        (("plan", "poisson-chat", "--rate", "5", "--slo", "ttft_p9=1"), "--slo  slo.ttft_p9  unknown key"),
+        (("plan", "poisson-chat", "--rate", "5", "--vary", "engine.blok_size=8"), "--vary  engine.blok_size"),
+        (("plan", "poisson-chat", "--rate", "5", "--budget", "-5"), "--budget"),
+        (("capacity", "poisson-chat", "--slo", "ttft_p9=1"), "--slo  slo.ttft_p9  unknown key"),
+        (("calibrate", "no.json"), "no.json  cannot be read  got No such file or directory  -> give"),
+    ],
+)
+def test_a_mistake_is_told_by_the_option_that_it_came_by(servesim, tmp_path, words, message):
+    refused = servesim(*words)
+    assert refused.status == 2
+    assert message in refused.err
+    assert not list(tmp_path.iterdir())
 
 
 MISTAKES = [

@@ -147,7 +147,20 @@ def test_overrides(tmp_path: Path, override: str, path: tuple[str, ...], value: 
         ),
         (
             "slo=[1",
-            '--set  slo  a list without its closing ]  got "[1"',
+            '--set  slo  a list without its closing ]  got "[1"  -> close it',
+        ),
+        (
+            "fleet={failurs: [{replica: 1, at_s: 3}]}",
+            "--set  fleet.failurs  unknown key  did you mean failures?",
+        ),
+        (
+            "engine={block_size: big}",
+            '--set  engine.block_size  must be a whole number  got "big"',
+        ),
+        (
+            "engine={block_size: 8, block_size: 16}",
+            '--set  engine  the key "block_size" is there twice  got "{block_size: 8, block_size: 16}"'
+            "  -> remove one of the two",
         ),
         ("seed=" + "9" * 5000, f'--set  seed  is not a number that can be read  got "{"9" * 57}..."'),
         (

@@ -126,6 +126,15 @@ def test_a_capacity_lies_between_a_rate_that_keeps_the_slo_and_one_that_does_not
         assert all(check.met for check in run.summary.slo) is met
 
 
+def test_what_breaks_first_is_told_beside_the_capacity():
+    base = ["--set", "workload.trace.max_requests=300", "--allocators", "paged", "--block-sizes", "none"]
+    told = invoke("fragmentation", "azure-conv-h100", *base, "--capacity", "--json")
+    entry = json.loads(told.stdout)["allocators"]["paged"]
+    shown = invoke("fragmentation", "azure-conv-h100", *base, "--capacity").stdout
+    [line] = [line for line in shown.splitlines() if line.startswith("What breaks first")]
+    assert line.split("first")[1].strip() == entry["capacity"]["reason"] != ""
+
+
 def test_a_capacity_needs_limits_and_a_rate():
     with pytest.raises(ConfigError, match="needs limits"):
         find_capacity("std10k", FEW)

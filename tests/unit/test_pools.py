@@ -56,6 +56,13 @@ def test_pools_are_told_apart() -> None:
     assert "2 × NVIDIA B200" in report_html(found, summary)
 
 
+def test_shares_are_of_the_pools_of_the_replicas_that_are_looked_at() -> None:
+    found = run("mixed-pools", "workload.trace.max_requests=1500", "workload.trace.rate_scale=200")
+    kv = summarise(found).kv
+    assert sum(kv.in_queue.values()) == pytest.approx(1)
+    assert kv.mean_usage < kv.peak_usage <= 1
+
+
 def test_settings_of_a_pool_are_put_on_those_of_the_engine() -> None:
     found = run(
         "mixed-pools", *FEW, "engine.max_num_batched_tokens=4096", "fleet.pools.old.engine={max_num_seqs: 7}"

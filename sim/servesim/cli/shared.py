@@ -108,7 +108,9 @@ def output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[A
         return
     from servesim.report.folder import prepare_folder, write_files
 
-    folder = prepare_folder(out or Path("out") / name)
+    wanted_at = out or Path("out") / name
+    new = [each for each in (wanted_at, *wanted_at.parents) if not each.exists()]
+    folder = prepare_folder(wanted_at)
     empty = not any(folder.iterdir())
 
     def write(result: Printable) -> None:
@@ -120,7 +122,9 @@ def output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[A
         yield write
     except (KeyboardInterrupt, ServesimError) as error:
         if empty and not any(folder.iterdir()):
-            folder.rmdir()
+            for each in new or [folder]:
+                if not any(each.iterdir()):
+                    each.rmdir()
             if isinstance(error, KeyboardInterrupt):
                 typer.echo("Stopped before there was a result: nothing is written.", err=True)
         raise

@@ -21,6 +21,7 @@ _WIDTH = 86
 _HEAD = ("Rate (req/s)", "of the scenario's", "Trials", "Worst P99 / limit", "Verdict")
 _WIDTHS = (14, 20, 9, 24)
 _COLOURS = {"kept": BLUE, "undecided": ORANGE, "missed": VERMILLION}
+_TICKS = [ones * 10**power for power in range(7) for ones in (1, 2, 5)]
 _MEANING = (
     "Kept, missed: the mean of the worst P99 over its limit is surely (95 %) below, surely above 100 %.",
     "A queue that grows to the end is a miss, too. Undecided: all trials together do not tell.",
@@ -136,16 +137,20 @@ def _cards(of: CapacityStudy) -> Iterator[Card]:
 
 def _chart(of: CapacityStudy) -> Figure:
     """The worst P99 over its limit against the rate, with intervals."""
-    data = []
+    data, decisions = list[dict[str, Any]](), of.bracket.decisions
+    bottom = 50 * min(1.0, *(one.interval.value for one in decisions))
+    top = 130 * max(1.0, *(one.interval.high for one in decisions))
     for verdict, colour in _COLOURS.items():
-        found = [one for one in of.bracket.decisions if one.verdict == verdict]
+        found = [one for one in decisions if one.verdict == verdict]
         if not found:
             continue
+        below = [one.interval.value * 100 - max(bottom, one.interval.low * 100) for one in found]
+        above = [one.interval.half_width * 100 for one in found]
         data.append({
             "type": "scatter", "mode": "markers", "name": verdict.capitalize(),
             "x": [one.rate * of.rate_per_s for one in found],
             "y": [one.interval.value * 100 for one in found],
-            "error_y": {"array": [one.interval.half_width * 100 for one in found], "thickness": 1.2},
+            "error_y": {"symmetric": False, "array": above, "arrayminus": below, "thickness": 1.2},
             "marker": {"color": colour, "size": 10},
             "hovertemplate": "%{x:.3g} req/s: %{y:.0f} %<extra></extra>",
         })  # fmt: skip
@@ -153,7 +158,13 @@ def _chart(of: CapacityStudy) -> Figure:
     limit = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 100, "y1": 100, "line": line}
     layout = {
         "xaxis": {"title": {"text": "Requests per second"}},
-        "yaxis": {"title": {"text": "Worst P99 over its limit (%)"}, "rangemode": "tozero"},
+        "yaxis": {
+            "title": {"text": "Worst P99 over its limit (%)"},
+            "type": "log",
+            "range": [math.log10(bottom), math.log10(top)],
+            "tickvals": _TICKS,
+            "tickformat": ",",
+        },
         "hovermode": "closest",
         "shapes": [limit],
     }

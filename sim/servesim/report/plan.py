@@ -14,7 +14,18 @@ from servesim.analysis.plan_fleet import CHANCE, Candidate, Fleet
 from servesim.analysis.plan_trials import LIMITS
 from servesim.report.words import slo_words
 
-__all__ = ["HEAD", "cells", "loss", "name", "notes", "per_million", "plan_json", "plan_text", "why"]
+__all__ = [
+    "HEAD",
+    "NOTHING_FOUND",
+    "cells",
+    "loss",
+    "name",
+    "notes",
+    "per_million",
+    "plan_json",
+    "plan_text",
+    "why",
+]
 
 _WIDTH = 118
 HEAD = (
@@ -27,6 +38,10 @@ HEAD = (
     "P99 TPOT (ms)",
     "Breaks at",
     "On",
+)
+NOTHING_FOUND = (
+    "No configuration keeps the SLO. "
+    "Other GPUs, more of them in a replica, a looser limit or a larger budget may help."
 )
 _WIDTHS = (28, 9, 6, 9, 11, 15, 15, 10, 0)
 _SHORT_RUN = 0.1  # longest requests over the time of the arrivals from which on there is a warning
@@ -49,7 +64,7 @@ def plan_text(plan: Plan) -> str:
     lines += [f"{one.rank:>3}. " + _row(cells(plan, one)) for one in ranked]
     lines += [f"     {why(one)}" for one in ranked[:1]]
     if not ranked:
-        lines.append("No configuration keeps the SLO.")
+        lines.append(NOTHING_FOUND)
     lost = [one for one in plan.candidates if not one.rank]
     if lost:
         lines.append(f"{' Not ranked ':-^{_WIDTH}}")
@@ -130,10 +145,11 @@ def notes(plan: Plan) -> Iterator[str]:
         f"A fleet is ranked when a fresh trial keeps the SLO with a chance of {CHANCE:.0%}. P99s are means "
         "over trials with 95 % intervals."
     )
-    yield (
-        f"{plan.simulations} simulations of some replicas each, which get what the router "
-        f"({plan.question.router}) sends them; fleets that were not ranked had one trial."
-    )
+    if plan.simulations:
+        yield (
+            f"{plan.simulations} simulations of some replicas each, which get what the router "
+            f"({plan.question.router}) sends them; fleets that were not ranked had one trial."
+        )
     question, best = plan.question, plan.candidates[0]
     span_s = question.traffic.num_requests / question.rate_per_s
     if best.fleet and best.fleet.p99_s("e2e").value > _SHORT_RUN * span_s:

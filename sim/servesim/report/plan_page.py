@@ -10,7 +10,7 @@ from servesim.analysis.plan import Plan
 from servesim.analysis.plan_fleet import Candidate
 from servesim.report.charts import BLUE, ORANGE, VERMILLION, Figure
 from servesim.report.html import figure_page
-from servesim.report.plan import HEAD, cells, loss, name, notes, per_million, why
+from servesim.report.plan import HEAD, NOTHING_FOUND, cells, loss, name, notes, per_million, why
 from servesim.report.sections import Card, Table
 from servesim.report.words import slo_words
 
@@ -34,7 +34,7 @@ def plan_html(plan: Plan) -> str:
         {"pareto": _pareto(plan)} if any(one.fleet for one in plan.candidates) else {},
         title=f"{scenario.name}: plan",
         subtitle=", ".join(asked).replace("<=", "≤"),
-        answer=f"{why(ranked[0])}" if ranked else "No configuration keeps the SLO.",
+        answer=f"{why(ranked[0])}" if ranked else NOTHING_FOUND,
         cards=tuple(_cards(plan, ranked[0])) if ranked else (),
         ranking=Table("Ranking", HEAD, tuple(tuple(cell.replace("+-", "±") for cell in row) for row in rows)),
         lost=Table(

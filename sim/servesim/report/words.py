@@ -107,9 +107,9 @@ def figure_text(value: float) -> str:
         return "n/a" if math.isnan(value) else "inf"
     size = abs(value)
     if float(value).is_integer():
-        return f"{value:.0f}"
+        return f"{value:,.0f}"
     decimals = 1 if size >= 1000 else 2 if size >= 1 else 4
-    return f"{value:.3g}" if size < 0.01 else f"{value:.{decimals}f}"
+    return f"{value:.3g}" if size < 0.01 else f"{value:,.{decimals}f}"
 
 
 def percent(share: float, decimals: int = 0, sign: str = "") -> str:
