@@ -190,7 +190,7 @@ def _single_runs(validations: Sequence[Validation]) -> Iterator[Section]:
         head = ("Figure", "Judged on", "Calibrated", "Real", "Simulated", "Error", "Interval")
         regime = one.findings[-1].regime
         text = f"{one.folder.meta.title}; {one.folder.meta.engine}; load: {regime}. {one.folder.meta.notes}"
-        yield Section(one.folder.name, text, Table(one.folder.name, head, rows))
+        yield Section(one.folder.name, text, Table(one.folder.name, head, rows), text_columns=3)
 
 
 def _with_steps(validations: Sequence[Validation]) -> Iterator[Section]:
