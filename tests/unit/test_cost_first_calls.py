@@ -13,7 +13,7 @@ from servesim.analysis.kernel_table import read_kernel_table
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.analysis.stepwise import read_stepwise
 from servesim.config.load import load_scenario
-from servesim.config.profiles import load_gpu
+from servesim.config.profiles import FirstCallEfficiency, load_gpu
 from servesim.cost.experts import Routing
 from servesim.cost.first_calls import FirstCallLaw, after, first_call_s
 from servesim.cost.step_time import StepShape, build_step_time
@@ -36,10 +36,10 @@ def test_only_the_first_step_of_so_many_tokens_takes_longer():
     law, prepared = law_of()
     first_s, second_s, other_s = law.step_s(prompt(300)), law.step_s(prompt(300)), law.step_s(prompt(301))
     # qkv, output, gate and up, down: one preparation each, for all layers.
-    kinds = (768, 768, 768, 2048)
-    extra_s = sum(first_call_s(prepared.gpu.efficiency.first_call, 300, k) for k in kinds)
+    kinds = ((1280, 768), (768, 768), (4096, 768), (768, 2048))
+    extra_s = sum(first_call_s(prepared.gpu.efficiency.first_call, 300, n, k) for n, k in kinds)
     assert first_s - second_s == pytest.approx(extra_s)
-    assert 0.005 < extra_s < 0.02
+    assert 0.005 < extra_s < 0.025
     assert other_s - second_s > extra_s
 
 
@@ -97,8 +97,9 @@ def test_first_calls_are_fitted_where_a_table_has_them(tmp_path):
     pytest.importorskip("scipy")
     rows = pd.read_csv(REPORTS / "hardware" / "cpu-core-kernels.csv")
     first = rows["op"] == "gemm_first"
-    m, k = rows.loc[first, "m"], rows.loc[first, "k"]
-    rows.loc[first, "latency_us"] = 400.0 + 2.0 * m + 0.006 * m * k
+    made = FirstCallEfficiency(launch_s=400e-6, per_row_s=2e-6, per_row_k_s=6e-9, turned=0.7)
+    sizes = rows.loc[first, ["m", "n", "k"]].to_numpy(int).tolist()
+    rows.loc[first, "latency_us"] = [1e6 * first_call_s(made, m, n, k) for m, n, k in sizes]
     rows.to_csv(tmp_path / "mine.csv", index=False)
     core = REPORTS / "hardware" / "cpu-core.yaml"
     _, fit = api.fit(core, tmp_path / "mine.csv")
@@ -106,6 +107,7 @@ def test_first_calls_are_fitted_where_a_table_has_them(tmp_path):
     assert found.launch_us == pytest.approx(400, rel=0.02)
     assert found.per_row_us == pytest.approx(2, rel=0.05)
     assert found.per_row_k_ns == pytest.approx(6, rel=0.02)
+    assert found.turned == pytest.approx(0.7, rel=0.02)
     assert "first_call: {launch_us: 4" in block_text(fit) or "first_call: {launch_us: 39" in block_text(fit)
     rows[~first].to_csv(tmp_path / "none.csv", index=False)
     _, fit = api.fit(core, tmp_path / "none.csv")

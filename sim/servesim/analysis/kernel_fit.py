@@ -48,6 +48,7 @@ _RANGES: dict[str, dict[str, Range]] = {
         "wave": (0.2, 0.0, 1.0),
         "narrow_columns": (500.0, 0.0, 20_000.0),
         "convert_bytes": (5.0, 0.0, 100.0),
+        "turned": (0.2, 0.0, 3.0),
     },
     "experts": {
         "compute": (0.5, 0.02, 1.0),
@@ -76,6 +77,7 @@ _RANGES: dict[str, dict[str, Range]] = {
         "launch_us": (500.0, 0.0, 1e5),
         "per_row_us": (5.0, 0.0, 1000.0),
         "per_row_k_ns": (5.0, 0.0, 1000.0),
+        "turned": (1.0, 0.0, 10.0),
     },
     "all_reduce": {
         "small_launch_us": (5.0, 1.0, 100.0),
@@ -164,13 +166,13 @@ def _first_call(table: KernelTable) -> dict[str, Coefficients]:
     rows = table.rows("gemm_first")
     if rows.empty:
         return {}
-    m: Any = rows["m"].to_numpy(float)
-    k: Any = rows["k"].to_numpy(float)
+    sizes = [tuple(int(size) for size in row) for row in rows[["m", "n", "k"]].to_numpy()]
     measured_us: Any = rows["latency_us"].to_numpy(float)
 
     def loss(values: Mapping[str, float]) -> float:
         efficiency = FirstCallCoefficients.model_validate(values).to_si()
-        return float(np.abs(np.log(1e6 * first_call_s(efficiency, m, k) / measured_us)).mean())
+        law_us = 1e6 * np.array([first_call_s(efficiency, *size) for size in sizes])
+        return float(np.abs(np.log(law_us / measured_us)).mean())
 
     return {"first_call": _minimised(loss, _RANGES["first_call"])}
 
@@ -228,7 +230,7 @@ def _fit(
         return float(log_errors(values, fitted).mean()) + _disorder(values)
 
     found = {**fixed, **_minimised(loss, _ranges(gpu, law, key, fixed))}
-    found = {name: found[name] for name in _RANGES[law]}
+    found = {name: found[name] for name in _RANGES[law] if name in found}
     within, everywhere = log_errors(found, fitted), log_errors(found, _columns(rows))
     return found, KernelError(
         mean_percent=round(100 * float(within.mean()), 2),
@@ -241,6 +243,8 @@ def _fit(
 
 def _ranges(gpu: GpuProfile, law: str, key: Any, fixed: Coefficients) -> dict[str, Range]:
     ranges = {name: span for name, span in _RANGES[law].items() if name not in fixed}
+    if gpu.sm_count > 1:  # only a core turns products
+        ranges.pop("turned", None)
     if law == "all_reduce":  # bus bandwidth is bytes sent: no more than the link takes
         most = gpu.peer_bandwidth_bytes_per_s(int(key)) / GB
         ranges["large_bus_gb_per_s"] = (0.7 * most, 0.01 * most, most)

@@ -95,6 +95,8 @@ class GemmCoefficients(Record):
     wave: Annotated[float, Field(ge=0, le=1)]
     narrow_columns: Time = 0.0
     convert_bytes: Time = 0.0
+    turned: Time | None = None
+    """Of a CPU only."""
 
 
 class ExpertCoefficients(Record):
@@ -142,6 +144,7 @@ class FirstCallCoefficients(Record):
     launch_us: Time
     per_row_us: Time
     per_row_k_ns: Time
+    turned: Time = 1.0
 
     def to_si(self) -> FirstCallEfficiency:
         """The same in SI units."""
@@ -149,6 +152,7 @@ class FirstCallCoefficients(Record):
             launch_s=self.launch_us / 1e6,
             per_row_s=self.per_row_us / 1e6,
             per_row_k_s=self.per_row_k_ns / 1e9,
+            turned=self.turned,
         )
 
 
@@ -195,7 +199,9 @@ class MeasuredEfficiency(Record):
     def to_si(self) -> Efficiency:
         """The same in SI units."""
         gemm = {
-            kind: GemmEfficiency(launch_s=law.launch_us / 1e6, **law.model_dump(exclude={"launch_us"}))
+            kind: GemmEfficiency(
+                launch_s=law.launch_us / 1e6, **law.model_dump(exclude={"launch_us"}, exclude_none=True)
+            )
             for kind, law in self.gemm.items()
         }
         decode = {

@@ -68,6 +68,8 @@ class GemmEfficiency(Record):
     """Columns that a matrix streams as if it had more: a narrow one cannot keep all SMs asking for bytes."""
     convert_bytes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Bytes moved per element of the input to bring it into the product's type, in a kernel of its own."""
+    turned: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Of a CPU: share by which computing takes longer where the rows do not stay in L2 (cost.blocking)."""
 
 
 class ExpertEfficiency(Record):
@@ -146,7 +148,9 @@ class FirstCallEfficiency(Record):
     launch_s: float
     per_row_s: float
     per_row_k_s: float
-    """Per row and inner dimension."""
+    """Per row and inner dimension of a block (cost.blocking)."""
+    turned: float
+    """The same code takes so many times as long where the rows do not stay in L2."""
 
 
 class Efficiency(Record):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from servesim.config.profiles import FirstCallEfficiency, GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig
+from servesim.cost.blocking import code, is_turned
 from servesim.cost.layers import Linear, shard
 from servesim.cost.step_time import AffineSteps, StepShape, StepTime
 
@@ -62,7 +63,8 @@ class FirstCallLaw:
         """Seconds of one step, and of preparing for its tokens if they are so many for the first time."""
         seconds = self._law.step_s(shape)
         if shape.chunks and self._meets(shape.num_tokens):
-            seconds += sum(first_call_s(self._first_call, shape.num_tokens, k) for _, k in self._kinds)
+            rows = shape.num_tokens
+            seconds += sum(first_call_s(self._first_call, rows, n, k) for n, k in self._kinds)
         return seconds
 
     def decode_steps(
@@ -86,9 +88,14 @@ def after(law: StepTime, row_counts: Iterable[int]) -> StepTime:
     return law.after(row_counts) if isinstance(law, FirstCallLaw) else law
 
 
-def first_call_s(law: FirstCallEfficiency, rows: float, k: float) -> float:
-    """What the first product of ``rows`` x k with a kind of matrix takes more; arrays work too."""
-    return law.launch_s + rows * (law.per_row_s + law.per_row_k_s * k)
+def first_call_s(law: FirstCallEfficiency, rows: int, n: int, k: int) -> float:
+    """What the first product of ``rows`` x k with a kind of matrix of n columns takes more.
+
+    The time goes with the code that is generated, which is unrolled: cost.blocking.code.
+    """
+    length, inner = code(rows, n, k)
+    share = law.turned if is_turned(rows, n, k) else 1.0
+    return law.launch_s + share * length * (law.per_row_s + law.per_row_k_s * inner)
 
 
 def _is_prepared(linear: Linear) -> bool:

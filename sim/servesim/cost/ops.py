@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from servesim.config.profiles import ElementwiseKind, GemmEfficiency, GpuProfile
 from servesim.config.weight_formats import PEAK_OF_PRODUCT, ProductType, WeightFormat
+from servesim.cost.blocking import is_turned
 from servesim.errors import ConfigError, Problem
 
 __all__ = ["Elementwise", "Gemm", "gemm_efficiency", "joined", "larger", "smaller"]
@@ -44,7 +45,8 @@ class Gemm:
     launch + (compute^knee + memory^knee)^(1/knee): a large knee is the plain roofline, a small one lets
     compute and memory time add up near the ridge.  Compute rounds rows up to the tile and pays for a share of
     the SMs that the last wave of tiles leaves idle; a matrix streams as if it had some columns more, because
-    a narrow one cannot keep all SMs asking for bytes.  A quantised product first converts its input.
+    a narrow one cannot keep all SMs asking for bytes.  A quantised product first converts its input.  On a
+    CPU computing takes longer where the rows do not stay in L2.
     Raises ConfigError when the GPU has no units or no coefficients for the product.
     """
 
@@ -57,6 +59,7 @@ class Gemm:
         "_narrow_columns",
         "_row_tile",
         "_sm_count",
+        "_turned",
         "_wave",
         "_weight_bytes",
         "launch_s",
@@ -71,6 +74,7 @@ class Gemm:
         self.launch_s = efficiency.launch_s
         self._knee = efficiency.knee
         self._wave = efficiency.wave
+        self._turned = efficiency.turned
         self._convert_s = efficiency.convert_bytes / gpu.hbm_bandwidth_bytes_per_s
         self._narrow_columns = efficiency.narrow_columns
         self._sm_count = gpu.sm_count
@@ -85,6 +89,8 @@ class Gemm:
         idle = smaller(-(-tiles // self._sm_count), _MAX_WAVE_LOSS * waves) - waves
         wave_s = 2.0 * _WAVE_TILE * wave_columns * k / self._flops_per_s
         compute_s = wave_s * (waves + self._wave * idle)
+        if self._turned:
+            compute_s = compute_s * (1.0 + self._turned * is_turned(num_rows, n, k))
         moved_bytes = self._weight_bytes * k * (n + self._narrow_columns)
         moved_bytes += self._activation_bytes * num_rows * k + 2.0 * num_rows * n
         product_s = joined(compute_s, moved_bytes / self._memory_bytes_per_s, self._knee)
