@@ -9,12 +9,14 @@ import typer
 from servesim.cli.shared import (
     AsJson,
     Jobs,
+    Limits,
     Out,
     Overrides,
     Prices,
     Scenario,
     Seed,
     app,
+    load_with_limits,
     output,
     overrides,
     prices_of,
@@ -37,10 +39,7 @@ def plan(
         str | None,
         typer.Option(metavar="N,N,...", help="GPUs of a replica; the scenario's when not given."),
     ] = None,
-    slo: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=SECONDS", help="A limit, such as ttft_p99_s=0.5; may be repeated."),
-    ] = None,
+    slo: Limits = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=V,V,...", help="An engine setting to try values of; may be repeated."),
@@ -56,9 +55,7 @@ def plan(
     """Find how many of which GPU serve a rate within the SLO, at what price, and what breaks first."""
     from servesim import api
 
-    changes = [*overrides(set_, seed), *(f"slo.{text}" for text in slo or ())]
-    with blamed_on({"slo": "--slo"} if slo else {}):
-        loaded = api.load(scenario, changes)
+    loaded, changes = load_with_limits(scenario, overrides(set_, seed), slo)
     name = loaded.scenario.name
     axes = [
         f"hardware.gpu={gpus or loaded.scenario.hardware.gpu}",

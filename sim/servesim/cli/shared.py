@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from servesim.errors import ConfigError, Problem, ServesimError
+from servesim.errors import ConfigError, Problem, ServesimError, blamed_on
 
 if TYPE_CHECKING:
     from servesim.config.load import LoadedScenario
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "Jobs",
+    "Limits",
     "Out",
     "Overrides",
     "Prices",
@@ -26,6 +27,7 @@ __all__ = [
     "Scenario",
     "Seed",
     "app",
+    "load_with_limits",
     "output",
     "overrides",
     "prices_of",
@@ -57,6 +59,10 @@ Replications = Annotated[
     typer.Option(min=2, help="Simulate this many times under different seeds, and print intervals."),
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Simulations at a time; all cores when not given.")]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option("--slo", metavar="KEY=SECONDS", help="A limit, such as ttft_p99_s=0.5; may be repeated."),
+]
 Prices = Annotated[
     list[str] | None,
     typer.Option("--price", metavar="GPU=USD", help="Price of a GPU per hour; may be repeated."),
@@ -74,6 +80,17 @@ class Printable(Protocol):
 def overrides(set_: list[str] | None, seed: int | None) -> list[str]:
     """What --set and --seed say, as texts for the loader."""
     return [*(set_ or ()), *([] if seed is None else [f"seed={seed}"])]
+
+
+def load_with_limits(
+    scenario: str, changes: list[str], slo: list[str] | None
+) -> tuple[LoadedScenario, list[str]]:
+    """The scenario with the limits of --slo, and all changes; a mistake is blamed on its option."""
+    from servesim import api
+
+    changes = [*changes, *(f"slo.{text}" for text in slo or ())]
+    with blamed_on({"slo": "--slo"} if slo else {}):
+        return api.load(scenario, changes), changes
 
 
 def prices_of(texts: list[str] | None, loaded: LoadedScenario) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Laws of matrix products and of kernels that only move data: seconds from sizes and measured efficiency.
 
-Every law is a launch time plus work over an achieved rate, and never falls when the work grows.  Work is
-per GPU: the caller has divided by the tensor-parallel degree.  Coefficients come from the GPU's file
+Every law is a launch time plus work over an achieved rate, and never falls when the work grows, but for the
+few rows at which a CPU goes through a product another way (cost/blocking.py).  Work is per GPU: the caller
+has divided by the tensor-parallel degree.  Coefficients come from the GPU's file
 (Efficiency); the forms are those of docs/model.md, "Time of one step".  Sizes are numbers, or numpy arrays of
 equal shape: `servesim fit` asks the very laws that the simulation uses, for a whole table at once.
 """
