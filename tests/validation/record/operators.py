@@ -76,10 +76,8 @@ class OperatorTimes:
         else:
             self._inside_s += seconds
         if self.on:
-            times, batch = self._new if self.is_new else self._times, self.batch
+            times = self._new if self.is_new else self._times
             times[self._key(module, inputs)].append(seconds - sum(within) - self._hook_s * len(within))
-            if module is self._model and not batch[2]:
-                times["model", batch[1]].append(seconds)
 
     def stepped(self, seconds: float) -> None:
         """A step of decodes is over: what neither model nor sampler took is the host's."""
@@ -136,23 +134,17 @@ class OperatorTimes:
                 yield kernel_row(self._vllm, op, each_us, kernel=kind, m=rows, n=width, elements=moved)
             elif op == "host":
                 yield kernel_row(self._vllm, op, latency_us, kernel="engine", batch=sizes[0])
-            elif op != "model":
+            else:
                 named = dict(zip(("batch", "seq", "heads", "kv_heads", "head_dim"), sizes, strict=True))
                 yield kernel_row(self._vllm, op, latency_us, kernel="cpu_attn", kv_dtype="bfloat16", **named)
 
     def _new_rows(self, medians: dict[Key, float]) -> Iterator[list[object]]:
-        """What a first step with so many rows takes longer: first products by kind, and every layer."""
-        for (_, rows), (model_s, *_) in [each for each in self._new.items() if each[0][0] == "model"]:
-            left_us = 1e6 * model_s - medians["model", rows]
-            for (op, *sizes), (first_s, *others_s) in self._new.items():
-                if op == "gemm" and sizes[0] == rows and others_s and not _is_packed(*sizes[1:]):
-                    extra_us = 1e6 * first_s - medians[op, *sizes]
-                    left_us -= extra_us
-                    named = dict(zip("mnk", sizes, strict=True))
-                    yield kernel_row(self._vllm, "gemm_first", max(extra_us, 1.0), kernel="onednn", **named)
-            yield kernel_row(
-                self._vllm, "first_layer", left_us / self._layers, kernel="layer", m=rows, n=self._hidden
-            )
+        """By how much the first product with so many rows was longer than those of later steps."""
+        for (op, *sizes), (first_s, *others_s) in self._new.items():
+            if op == "gemm" and others_s and not _is_packed(*sizes[1:]):
+                extra_us = max(1e6 * first_s - medians[op, *sizes], 1.0)
+                named = dict(zip("mnk", sizes, strict=True))
+                yield kernel_row(self._vllm, "gemm_first", extra_us, kernel="onednn", **named)
 
 
 def _is_packed(n: int, k: int) -> bool:

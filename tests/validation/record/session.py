@@ -90,10 +90,10 @@ class Session:
         plain_s = self._least_step_s()
         with watched:
             watched.correct(self._least_step_s(), plain_s)
-            for length in grid.operator_lengths:
-                watched.batch = (1, length, False)
-                for times_before in range(_TIMES):
-                    watched.is_new = times_before == 0
+            for times_before in range(_TIMES):  # of all in turn: a server's steps differ from the last ones
+                watched.is_new = times_before == 0
+                for length in grid.operator_lengths:
+                    watched.batch = (1, length, False)
                     self._serve("operators", same(1, length, 1))
                     self._engine.forget()
             watched.is_new = False
