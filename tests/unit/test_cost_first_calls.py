@@ -37,7 +37,8 @@ def test_only_the_first_step_of_so_many_tokens_takes_longer():
     first_s, second_s, other_s = law.step_s(prompt(300)), law.step_s(prompt(300)), law.step_s(prompt(301))
     # qkv, output, gate and up, down: one preparation each, for all layers.
     kinds = ((1280, 768), (768, 768), (4096, 768), (768, 2048))
-    extra_s = sum(first_call_s(prepared.gpu.efficiency.first_call, 300, n, k) for n, k in kinds)
+    efficiency = prepared.gpu.efficiency.first_call
+    extra_s = sum(first_call_s(efficiency, 300, n, k) for n, k in kinds)
     assert first_s - second_s == pytest.approx(extra_s)
     assert 0.005 < extra_s < 0.025
     assert other_s - second_s > extra_s
@@ -48,6 +49,15 @@ def test_decodes_prepare_nothing_and_runs_of_them_are_what_single_steps_are():
     first_s, growth_s, _ = law.decode_steps(4, (400,), (4,))
     assert law.step_s(StepShape(4, (400,), (), 4)) == pytest.approx(first_s)
     assert law.step_s(StepShape(4, (404,), (), 4)) == pytest.approx(first_s + growth_s)
+
+
+def test_verifying_drafts_prepares_products_too():
+    settings = ("method=ngram", "num_speculative_tokens=4", "acceptance.law=iid", "acceptance.rate=0")
+    law, _ = law_of(RUN, *(f"engine.speculative.{each}" for each in settings))
+    verified = StepShape(4, (400,), (), 4 + 12, 12)
+    first_s = law.step_s(verified)
+    assert first_s > law.step_s(verified) + 0.001
+    assert law.step_s(StepShape(4, (400,), (), 4 + 13, 13)) > law.step_s(verified) + 0.001
 
 
 def test_a_process_forgets_the_counts_that_it_has_not_seen_for_long():
