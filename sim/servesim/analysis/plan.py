@@ -86,11 +86,10 @@ def _bound(one: Candidate, question: PlanQuestion) -> None:
     price = question.prices_usd_per_hour.get(prepared.gpu.name, prepared.gpu.price_per_hour_usd)
     if price is not None:
         one.usd_per_replica_hour = price * one.gpus_per_replica
-    most = 0.0 if law_alone else analytic.most_rate_per_s()
-    if not most:
-        one.lost = law_alone or "not even one request runs within the TPOT limit"
+    if law_alone:
+        one.lost = law_alone
         return
-    one.least = math.ceil(question.rate_per_s / most)
+    one.least = math.ceil(question.rate_per_s / analytic.most_rate_per_s())
     too_dear = one.over_budget(one.least, question)
     if one.least > MOST_REPLICAS:
         one.lost = f"needs more than {MOST_REPLICAS:,} replicas"

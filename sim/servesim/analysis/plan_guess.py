@@ -43,8 +43,10 @@ class Fluid(NamedTuple):
 
     traffic: Traffic
     most_running: int
-    steps_s: Floats
-    """Time of a decode step, by the number of running requests."""
+    prompts: Floats
+    """Tokens to compute of each."""
+    token_s: Floats
+    """Between two tokens, by the number of running requests."""
     lengths: NDArray[np.int64]
     added_s: Floats
     """What prompts of these lengths add to the steps that compute them."""
@@ -54,15 +56,15 @@ class Fluid(NamedTuple):
     @classmethod
     def of(cls, analytic: Analytic) -> Fluid:
         """Of a configuration; raises ServesimError when the model does not fit."""
-        most, slo = analytic.most_running[0], analytic.slo
+        most, slo = analytic.most_running, analytic.slo
         numbers = np.unique(np.geomspace(1, most, _POINTS).astype(np.int64))
-        steps_s = [analytic.decode_step_s(int(n)) for n in numbers]
-        longest = int(analytic.traffic.prompts.max())
+        token_s = [analytic.token_s(int(n)) for n in numbers]
+        longest = int(analytic.prompts.max())
         lengths = np.unique(np.geomspace(1, longest, _POINTS).astype(np.int64))
         added_s = [analytic.prompt_s(int(tokens), max(1, most // 8)) for tokens in lengths]
         limits_s = (slo.ttft_p99_s or math.inf, slo.tpot_p99_s or math.inf, slo.e2e_p99_s or math.inf)
-        of_every = np.interp(np.arange(most + 1), numbers, steps_s)
-        return cls(analytic.traffic, most, of_every, lengths, np.array(added_s), limits_s)
+        of_every = np.interp(np.arange(most + 1), numbers, token_s)
+        return cls(analytic.traffic, most, analytic.prompts, of_every, lengths, np.array(added_s), limits_s)
 
     def attained(self, replicas: int, rate_per_s: float) -> float:
         """The worst P99 over its limit, of the first few of so many replicas."""
@@ -80,18 +82,18 @@ class Fluid(NamedTuple):
         """TTFT, TPOT and E2E of some requests, served by one replica."""
         traffic = self.traffic
         arrival_s, gaps = traffic.arrivals_s[of] * clock, np.maximum(1.0, traffic.outputs[of] - 1)
-        prompt_s = np.interp(traffic.prompts[of], self.lengths, self.added_s)
+        prompt_s = np.interp(self.prompts[of], self.lengths, self.added_s)
         work_s = np.cumsum(prompt_s)
         # Lindley: the work of all prompts so far, with the time in which there was none.
         computed_s = work_s + np.maximum.accumulate(arrival_s - (work_s - prompt_s))
-        end_s = computed_s + gaps * self.steps_s[1]
+        end_s = computed_s + gaps * self.token_s[1]
         for _ in range(_ROUNDS):
             running = np.arange(1, len(gaps) + 1) - np.searchsorted(np.sort(end_s), arrival_s)
-            step_s = self.steps_s[np.clip(running, 1, self.most_running)]
-            first_s = computed_s + 1.5 * step_s
-            end_s = first_s + gaps * step_s
+            token_s = self.token_s[np.clip(running, 1, self.most_running)]
+            first_s = computed_s + 1.5 * token_s
+            end_s = first_s + gaps * token_s
             for _ in range(_ROUNDS):
-                last = np.searchsorted(arrival_s, end_s - step_s) - 1
-                end_s = first_s + gaps * step_s + work_s[last] - work_s
+                last = np.searchsorted(arrival_s, end_s - token_s) - 1
+                end_s = first_s + gaps * token_s + work_s[last] - work_s
         waits = np.where(running > self.most_running, _FOR_LONG_S, 0.0)
         return first_s - arrival_s + waits, (end_s - first_s) / gaps, end_s - arrival_s + waits
