@@ -32,6 +32,17 @@ def keeps(one: Analytic, factor: float) -> bool:
     return run_trial(TrialTask(one.loaded, factor, 1, 1, "round-robin", 1)).keeps
 
 
+def test_who_refuses_or_cuts_requests_is_not_cheap() -> None:
+    lengths = [
+        "workload.prompt_tokens={law: fixed, tokens: 1000}",
+        "workload.output_tokens={law: fixed, tokens: 24}",
+    ]
+    assert analytic(*lengths, "engine.max_model_len=1024").alone() == ""
+    for short in (1023, 1000):  # the last token does not fit, or none
+        told = analytic(*lengths, f"engine.max_model_len={short}").alone()
+        assert told.startswith(f"2,000 of 2,000 requests are longer than engine.max_model_len={short}")
+
+
 def test_text_that_the_cache_holds_is_not_waited_for() -> None:
     found = analytic(SHARED, "slo.ttft_p99_s=0.3")
     assert found.alone() == ""

@@ -151,7 +151,12 @@ class Analytic:
         return max(1, min(self.prepared.engine.max_num_seqs or 1, int(memory.num_gpu_blocks / each)))
 
     def alone(self) -> str:
-        """Why even an idle engine misses the SLO; empty when it does not."""
+        """Why even an idle engine misses the SLO, or does not answer; empty when it keeps it."""
+        longest = self.prepared.engine.max_model_len or 0
+        too_long = int((self.traffic.prompts + self.traffic.outputs > longest).sum())
+        if too_long:
+            count = f"{too_long:,} of {self.traffic.num_requests:,} requests"
+            return f"{count} are longer than engine.max_model_len={longest}: refused, or cut short"
         slo, token_s = self.slo, self.token_s(1)
         if slo.tpot_p99_s is not None and token_s > slo.tpot_p99_s:
             return f"a decode step alone takes {token_s * 1e3:.0f} ms a token"
