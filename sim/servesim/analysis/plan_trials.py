@@ -12,7 +12,7 @@ import numpy as np
 
 from servesim.analysis.capacity import at_load
 from servesim.analysis.intervals import needed_samples
-from servesim.analysis.judgement import queue_growth
+from servesim.analysis.judgement import overload_per_s
 from servesim.analysis.metrics import request_times
 from servesim.analysis.replications import is_resampled, with_seed
 from servesim.analysis.run import Run
@@ -113,9 +113,7 @@ def _judge(run: Run, task: TrialTask) -> Trial:
     begin_s, end_s = steady_window_s(run, WARM_UP)
     counted = times.completed & (arrival_s >= begin_s) & (arrival_s <= end_s)
     line = timeline(run.log.steps, float(arrival_s.min()))
-    growth = queue_growth(line, float(arrival_s.min()), float(arrival_s.max()))
-    half_s = float(arrival_s.max() - arrival_s.min()) / 2
-    is_stable = growth * half_s <= max(0.02 * len(arrival_s) / 2, 10)
+    is_stable = not overload_per_s(run, line)
     if counted.sum() < needed_samples(0.99) and is_stable:
         step = "raise num_requests, or take more of the trace"
         got = f"{int(counted.sum()):,} of {task.simulated:,} replicas, warm-up left out"
