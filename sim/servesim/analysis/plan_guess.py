@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.plan_bounds import Analytic, Traffic
+from servesim.analysis.plan_trials import simulated_replicas
 
 __all__ = ["Fluid", "likely_replicas"]
 
 Floats = NDArray[np.float64]
 
-_COUNTED = 2500  # requests looked at, about
 _POINTS = 30  # numbers of running requests, and lengths of prompts, at which the law of step time is asked
 _FOR_LONG_S = 1e6  # waits a request that finds no place
 _ROUNDS = 3  # of the fixed points; they need no precision
@@ -69,7 +69,7 @@ class Fluid(NamedTuple):
     def attained(self, replicas: int, rate_per_s: float) -> float:
         """The worst P99 over its limit, of the first few of so many replicas."""
         traffic = self.traffic
-        count = min(replicas, math.ceil(_COUNTED * replicas / traffic.num_requests))
+        count = simulated_replicas(replicas, traffic.num_requests, "round-robin")
         clock = traffic.rate_per_s / rate_per_s
         each = [self._latencies(slice(one, None, replicas), clock) for one in range(count)]
         ratios = [
