@@ -21,6 +21,7 @@ from servesim.analysis.steady import steady_window_s
 from servesim.analysis.timeline import Timeline, timeline
 from servesim.config.load import LoadedScenario
 from servesim.config.scenario import Router
+from servesim.config.workload import TimedTrace
 from servesim.cost.step_time import StepShape
 from servesim.engine.events import Log
 from servesim.engine.router import BLIND
@@ -79,29 +80,29 @@ def simulated_replicas(replicas: int, num_requests: int, router: Router) -> int:
 
 def run_trial(task: TrialTask) -> Trial:
     """Simulate a task; raises StudyError when too few requests are left to judge a P99."""
-    loaded = with_seed(task.loaded, task.seed)
-    if not is_resampled(loaded):
-        run = run_prepared(prepare(_fleet(at_load(loaded, task.factor), task)))
+    if not is_resampled(task.loaded):
+        run = run_prepared(prepare(at_load(_fleet(task), task.factor)))
     elif task.router == "round-robin":
-        run = _one_by_one(loaded, task)
+        run = _one_by_one(task)
     else:
-        whole = Requests(tuple(_redrawn(loaded).some(slice(None), task.factor)))
-        run = run_prepared(prepare(_fleet(loaded, task), whole))
+        whole = Requests(tuple(_redrawn(task).some(slice(None), task.factor)))
+        run = run_prepared(prepare(_fleet(task), whole))
     return _judge(run, task)
 
 
-def _fleet(loaded: LoadedScenario, task: TrialTask) -> LoadedScenario:
+def _fleet(task: TrialTask) -> LoadedScenario:
+    loaded = with_seed(task.loaded, task.seed)
     scenario = loaded.scenario
     changes = {"replicas": task.replicas, "simulated_replicas": task.simulated, "router": task.router}
     hardware = scenario.hardware.model_copy(update=changes)
     return replace(loaded, scenario=scenario.model_copy(update={"hardware": hardware}))
 
 
-def _one_by_one(loaded: LoadedScenario, task: TrialTask) -> Run:
+def _one_by_one(task: TrialTask) -> Run:
     """The replicas in turn, each with every n-th request: what none of them gets is not even drawn."""
-    drawn, replicas = _redrawn(loaded), task.replicas
+    drawn, replicas = _redrawn(task), task.replicas
     each = (drawn.some(slice(number, None, replicas), task.factor) for number in range(task.simulated))
-    prepared = prepare(_fleet(loaded, task._replace(replicas=1, simulated=1)), Requests(()))
+    prepared = prepare(_fleet(task._replace(replicas=1, simulated=1)), Requests(()))
     runs = [run_prepared(replace(prepared, workload=Requests(tuple(part)))) for part in each]
     return replace(runs[0], log=Log.of_fleet([run.log for run in runs]))
 
@@ -152,32 +153,41 @@ def _mean_shape(line: Timeline, worst: str) -> StepShape:
 # ---- the traffic -----------------------------------------------------------------------------------
 
 
-_drawn: dict[tuple[str, int], ResampledWorkload] = {}
+_Key = tuple[str | int, ...]
+_drawn: dict[_Key, ResampledWorkload] = {}
 _KEPT = 12
 
 
-def _redrawn(loaded: LoadedScenario) -> ResampledWorkload:
-    """The trace drawn again under the scenario's seed; kept, since other fleets of a plan serve it, too."""
-    key = (loaded.scenario.workload.model_dump_json(), loaded.scenario.seed)
+def _redrawn(task: TrialTask) -> ResampledWorkload:
+    """The trace drawn again under the task's seed; kept, since other fleets of a plan serve it, too."""
+    key = (*_source(task.loaded), task.seed)
     if key not in _drawn:
         if len(_drawn) >= _KEPT:
             del _drawn[next(iter(_drawn))]
-        _drawn[key] = ResampledWorkload(recorded(loaded), loaded.scenario.seed)
+        _drawn[key] = ResampledWorkload(recorded(task.loaded), task.seed)
     return _drawn[key]
 
 
-_read: dict[str, Requests] = {}
+_read: dict[_Key, Requests] = {}
 
 
 def recorded(loaded: LoadedScenario) -> Requests:
     """The requests of a scenario's trace; kept, since a plan asks for them again and again."""
-    scenario = loaded.scenario
-    key = scenario.workload.model_dump_json() + str(loaded.folders)
+    scenario, key = loaded.scenario, _source(loaded)
     if key not in _read:
         _read.clear()
         find = partial(loaded.find, "traces")
         _read[key] = Requests(tuple(build_workload(scenario.workload, scenario.seed, find).arrivals()))
     return _read[key]
+
+
+def _source(loaded: LoadedScenario) -> _Key:
+    """What the requests of a trace depend on: settings, the seed of its jitter, the file as it is now."""
+    workload = loaded.scenario.workload
+    assert isinstance(workload.trace, TimedTrace)
+    file = loaded.find("traces", workload.trace.file).resolve()
+    about = file.stat()
+    return workload.model_dump_json(), loaded.scenario.seed, str(file), about.st_mtime_ns, about.st_size
 
 
 class Requests:
