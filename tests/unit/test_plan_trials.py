@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+
+import pytest
 
 from servesim.analysis.caveats import Caveat
 from servesim.analysis.metrics import summarise
 from servesim.analysis.plan_trials import TrialTask, _drawn, _read, _redrawn, run_trial
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.config.load import LoadedScenario, load_scenario
+from servesim.errors import StudyError
 
 
 def test_overload_of_sessions_is_not_hidden_by_their_later_turns() -> None:
@@ -20,6 +24,22 @@ def test_overload_of_sessions_is_not_hidden_by_their_later_turns() -> None:
     assert Caveat.OVERLOAD in [one.caveat for one in summarise(run_prepared(prepare(loaded))).warnings]
     slower = TrialTask(loaded, 0.3, 1, 1, "round-robin", 0)
     assert run_trial(slower).is_stable
+
+
+def test_a_limit_on_what_no_request_has_is_kept() -> None:
+    """Answers of one token have no TPOT; what breaks is the queue alone."""
+    one = ["workload.sessions=null", "workload.output_tokens={law: fixed, tokens: 1}"]
+    loaded = load_scenario("poisson-chat", [*one, "slo.ttft_p99_s=null", "workload.num_requests=3000"])
+    trial = run_trial(TrialTask(loaded, 1.0, 1, 1, "round-robin", 0))
+    assert trial.keeps
+    assert (trial.worst, trial.attained) == ("tpot", 1e-3)
+    assert math.isnan(trial.p99_s["tpot"])
+
+
+def test_replicas_that_get_nothing_are_too_few_requests() -> None:
+    loaded = load_scenario("poisson-chat", ["workload.num_requests=10"])
+    with pytest.raises(StudyError, match="too few requests"):
+        run_trial(TrialTask(loaded, 1.0, 50, 1, "random", 0))
 
 
 TRACED = """\

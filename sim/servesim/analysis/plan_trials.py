@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from servesim.analysis.capacity import at_load
 from servesim.analysis.intervals import needed_samples
@@ -35,6 +36,7 @@ __all__ = ["LIMITS", "Trial", "TrialTask", "recorded", "run_trial", "simulated_r
 LIMITS = {"ttft": "ttft_p99_s", "tpot": "tpot_p99_s", "e2e": "e2e_p99_s"}
 """Latency by the limit of the SLO."""
 _COUNTED = 2500  # requests of a trial, about
+_LEAST = 1e-3  # of a limit that is attained, also where there is nothing to limit: searches take logarithms
 WARM_UP = 0.1
 """Share of the time of arrivals that is left out at the begin."""
 
@@ -111,21 +113,21 @@ def _judge(run: Run, task: TrialTask) -> Trial:
     slo, times = run.scenario.slo, request_times(run.log)
     column = run.log.requests.columns
     arrival_s = column["arrival_s"]
+    if not len(arrival_s):
+        raise _too_few(0, task)
     begin_s, end_s = steady_window_s(run, WARM_UP)
     counted = times.completed & (arrival_s >= begin_s) & (arrival_s <= end_s)
     line = timeline(run.log.steps, float(arrival_s.min()))
     is_stable = not overload_per_s(run, line)
     if counted.sum() < needed_samples(0.99) and is_stable:
-        step = "raise num_requests, or take more of the trace"
-        got = f"{int(counted.sum()):,} of {task.simulated:,} replicas, warm-up left out"
-        raise StudyError(Problem("too few requests to judge a P99", got=got, next_step=step))
+        raise _too_few(int(counted.sum()), task)
     sample = {"ttft": times.ttft_s, "tpot": times.tpot_s, "e2e": times.e2e_s}
-    p99_s = {name: float(np.nanquantile(of[counted], 0.99)) for name, of in sample.items()}
+    p99_s = {name: _p99_s(of[counted]) for name, of in sample.items()}
     limits = {name: getattr(slo, key) for name, key in LIMITS.items()}
-    ratios = {name: p99_s[name] / limit for name, limit in limits.items() if limit is not None}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    ratios = {name: float(np.fmax(p99_s[name] / limit, _LEAST)) for name, limit in given.items()}
     worst = max(ratios, key=lambda name: ratios[name])
-    failed = run.log.counters
-    count = max(1, len(arrival_s))
+    failed, count = run.log.counters, len(arrival_s)
     return Trial(
         p99_s,
         ratios[worst],
@@ -136,6 +138,18 @@ def _judge(run: Run, task: TrialTask) -> Trial:
         (failed.get("admission_failures_memory", 0) + int((column["preemptions"] > 0).sum())) / count,
         _mean_shape(line, worst),
     )
+
+
+def _too_few(count: int, task: TrialTask) -> StudyError:
+    step = "raise num_requests, or take more of the trace"
+    got = f"{count:,} of {task.simulated:,} replicas, warm-up left out"
+    return StudyError(Problem("too few requests to judge a P99", got=got, next_step=step))
+
+
+def _p99_s(values: NDArray[np.float64]) -> float:
+    """NaN where no request has such a latency, as answers of one token have no TPOT."""
+    known = values[np.isfinite(values)]
+    return float(np.quantile(known, 0.99)) if len(known) else math.nan
 
 
 def _mean_shape(line: Timeline, worst: str) -> StepShape:

@@ -109,6 +109,8 @@ def per_million(plan: Plan, usd_per_hour: float) -> float:
 
 
 def _ms(of: Interval) -> str:
+    if math.isnan(of.value):
+        return "n/a"
     decimals = 0 if of.value >= 0.1 else 1
     half = "" if math.isinf(of.half_width) else f" +- {of.half_width * 1e3:.{decimals}f}"
     return f"{of.value * 1e3:.{decimals}f}{half}"
