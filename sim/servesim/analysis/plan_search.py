@@ -226,10 +226,12 @@ def _headroom(one: Candidate, question: PlanQuestion) -> Search:
         found = iter((yield tasks))
         for load in loads:
             trials = (next(found), next(found))
+            if load > high:
+                break  # the lower of the two missed: what the upper does is luck
             attained[load] = sum(trial.attained for trial in trials) / 2
             if attained[load] <= 1 and all(trial.is_stable for trial in trials):
-                low = max(low, load)
-            elif load < high:
+                low = load
+            else:
                 attained[load] = max(1.01, attained[load])
                 high, breach = load, max(trials, key=lambda trial: trial.attained)
         if high / low < _BRACKET * 1.001:

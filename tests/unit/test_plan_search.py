@@ -1,0 +1,52 @@
+"""The searches of a plan, on trials that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+from servesim.analysis.plan_bounds import Analytic
+from servesim.analysis.plan_fleet import Candidate, Fleet, PlanQuestion
+from servesim.analysis.plan_search import _headroom
+from servesim.analysis.plan_setup import traffic_in
+from servesim.analysis.plan_trials import Trial, TrialTask
+from servesim.config.load import load_scenario
+from servesim.cost.step_time import StepShape
+
+LOADED = load_scenario("poisson-chat", ["workload.sessions=null", "workload.num_requests=100"])
+TRAFFIC = traffic_in(LOADED)
+QUESTION = PlanQuestion(TRAFFIC.rate_per_s, "round-robin", None, {}, TRAFFIC)
+"""Of which a load of 1 is the scenario's own."""
+
+
+def trial(attained: float, is_stable: bool = True) -> Trial:
+    shape = StepShape(1, (100,), (), 1)
+    return Trial({"ttft": 0.1, "tpot": 0.01, "e2e": 1.0}, attained, "tpot", is_stable, 2000, 0.0, 0.0, shape)
+
+
+def candidate(usd: float = 1.0, gpu: str = "h100-sxm") -> Candidate:
+    one = Candidate({"hardware.gpu": gpu}, Analytic(LOADED, TRAFFIC, LOADED.scenario.slo), gpu)
+    one.usd_per_replica_hour, one.gpus_per_replica, one.least = usd, 1, 1
+    return one
+
+
+Search = Generator[list[TrialTask], Sequence[Trial], None]
+
+
+def drive(search: Search, attained: Callable[[TrialTask], float]) -> list[TrialTask]:
+    """Run a search to its end; returns the trials that it asked for."""
+    asked, tasks = list[TrialTask](), next(search)
+    while True:
+        asked += tasks
+        try:
+            tasks = search.send([trial(attained(task)) for task in tasks])
+        except StopIteration:
+            return asked
+
+
+def test_a_load_that_is_kept_by_luck_beyond_a_missed_one_does_not_turn_the_bracket_round() -> None:
+    one = candidate()
+    one.fleet = Fleet(4, (trial(0.8),) * 4)
+    drive(_headroom(one, QUESTION), lambda task: 1.1 if 1.05 < task.factor < 1.11 else 0.9)
+    assert one.breaks_at_per_s is not None
+    low, high = one.breaks_at_per_s
+    assert low < high
