@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from servesim.analysis.plan_bounds import Analytic
 from servesim.analysis.plan_fleet import Candidate, Fleet, PlanQuestion
-from servesim.analysis.plan_search import _headroom
+from servesim.analysis.plan_search import _headroom, settle
 from servesim.analysis.plan_setup import traffic_in
 from servesim.analysis.plan_trials import Trial, TrialTask
 from servesim.config.load import load_scenario
@@ -50,3 +50,15 @@ def test_a_load_that_is_kept_by_luck_beyond_a_missed_one_does_not_turn_the_brack
     assert one.breaks_at_per_s is not None
     low, high = one.breaks_at_per_s
     assert low < high
+
+
+def test_the_trial_that_chose_the_size_does_not_speak_for_it() -> None:
+    one = candidate()
+    one.tried = {size: Fleet(size, (trial(0.5),)) for size in (3, 4)}
+    one.fleet = one.tried[4]
+    asked = drive(settle(one, QUESTION), lambda task: task.factor * 3.5 / task.replicas)
+    assert {task.seed - LOADED.scenario.seed for task in asked} == {1, 2, 3, 4}
+    assert one.fleet is not None
+    assert (one.fleet.replicas, one.fleet.kept, len(one.fleet.trials)) == (4, 4, 4)
+    assert one.smaller is not None
+    assert one.smaller.kept == 0
