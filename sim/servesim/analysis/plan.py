@@ -46,10 +46,19 @@ def make_plan(
     alive.sort(key=lambda one: one.likely * one.unit)
     side_by_side([screen(one, question, state) for one in alive], counter)
     found = sorted((one for one in alive if one.fleet), key=lambda one: one.weight)
-    contenders = [one for one in found[:_CONTENDERS] if one.weight <= DEARER * found[0].weight]
-    side_by_side([settle(one, question) for one in contenders], counter)
-    _rank(found, [one for one in contenders if one.fleet])
+    _rank(found, _settled(found, question, counter))
     return Plan(scenario, question, tuple(sorted(candidates, key=_place)), counter.count)
+
+
+def _settled(found: Sequence[Candidate], question: PlanQuestion, run: Run) -> list[Candidate]:
+    """Those that keep the SLO when looked at closely: a few, until none that is left is cheaper."""
+    left, sure = list(found), list[Candidate]()
+    while left and left[0].weight < min((one.weight for one in sure), default=math.inf):
+        contenders = [one for one in left[:_CONTENDERS] if one.weight <= DEARER * left[0].weight]
+        left = left[len(contenders) :]
+        side_by_side([settle(one, question) for one in contenders], run)
+        sure += [one for one in contenders if one.fleet]
+    return sure
 
 
 def _place(one: Candidate) -> tuple[bool, int, bool, bool, float]:
