@@ -17,7 +17,7 @@ from servesim.analysis.plan_guess import likely_replicas
 from servesim.analysis.plan_search import DEARER, Run, State, screen, settle, side_by_side
 from servesim.analysis.plan_trials import Trial, TrialTask
 from servesim.config.load import LoadedScenario
-from servesim.errors import ServesimError
+from servesim.errors import Problem, ServesimError, StudyError
 
 __all__ = ["Plan", "make_plan"]
 
@@ -40,6 +40,7 @@ def make_plan(
     for one in candidates:
         _bound(one, question)
     alive = [one for one in candidates if not one.lost]
+    _refuse_unpriced(alive, question)
     counter = _Counter(run)
     state = State(alive)
     # The likely cheapest first: what they find bounds the others in the same round.
@@ -106,6 +107,19 @@ def _bound(one: Candidate, question: PlanQuestion) -> None:
         one.lost = f"{too_dear}: the mean load alone takes {one.least:,} replicas"
     else:
         one.likely = likely_replicas(one.analytic, one.least, MOST_REPLICAS, question.rate_per_s)
+
+
+def _refuse_unpriced(candidates: Sequence[Candidate], question: PlanQuestion) -> None:
+    """Raise StudyError where dollars would be compared with GPUs, or with no dollars at all."""
+    unpriced = sorted(
+        {one.analytic.prepared.gpu.name for one in candidates if one.usd_per_replica_hour is None}
+    )
+    some = len(unpriced) and any(one.usd_per_replica_hour is not None for one in candidates)
+    if some or (unpriced and question.budget_usd_per_hour is not None):
+        step = "give one: " + " ".join(f"--price {gpu}=USD" for gpu in unpriced)
+        what = "the others are ranked by price" if some else "there is a budget"
+        got = ", ".join(unpriced)
+        raise StudyError(Problem(f"a GPU without a price, where {what}", got=got, next_step=step))
 
 
 # ---- the ranking -----------------------------------------------------------------------------------

@@ -147,6 +147,8 @@ def notes(plan: Plan) -> Iterator[str]:
         f"A fleet is ranked when a fresh trial keeps the SLO with a chance of {CHANCE:.0%}. P99s are means "
         "over trials with 95 % intervals."
     )
+    if any(one.fleet and one.usd_per_hour is None for one in plan.candidates):
+        yield "No prices are known: ranked by the number of GPUs."
     if plan.simulations:
         yield (
             f"{plan.simulations} simulations of some replicas each, which get what the router "
