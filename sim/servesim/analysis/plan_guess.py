@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.plan_bounds import Analytic, Traffic
-from servesim.analysis.plan_trials import simulated_replicas
+from servesim.analysis.plan_trials import p99_of, simulated_replicas
 
 __all__ = ["Fluid", "likely_replicas"]
 
@@ -73,10 +73,10 @@ class Fluid(NamedTuple):
         clock = traffic.rate_per_s / rate_per_s
         each = [self._latencies(slice(one, None, replicas), clock) for one in range(count)]
         ratios = [
-            float(np.quantile(np.concatenate(of), 0.99)) / limit_s
+            p99_of(np.concatenate(of)) / limit_s
             for of, limit_s in zip(zip(*each, strict=True), self.limits_s, strict=True)
         ]
-        return max(ratios)
+        return float(np.nanmax([0.0, *ratios]))
 
     def _latencies(self, of: slice, clock: float) -> tuple[Floats, Floats, Floats]:
         """TTFT, TPOT and E2E of some requests, served by one replica."""
@@ -96,4 +96,5 @@ class Fluid(NamedTuple):
                 last = np.searchsorted(arrival_s, end_s - token_s) - 1
                 end_s = first_s + gaps * token_s + work_s[last] - work_s
         waits = np.where(running > self.most_running, _FOR_LONG_S, 0.0)
-        return first_s - arrival_s + waits, (end_s - first_s) / gaps, end_s - arrival_s + waits
+        tpot_s = np.where(traffic.outputs[of] > 1, (end_s - first_s) / gaps, np.nan)
+        return first_s - arrival_s + waits, tpot_s, end_s - arrival_s + waits

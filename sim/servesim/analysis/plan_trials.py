@@ -31,7 +31,7 @@ from servesim.workload.build import build_workload
 from servesim.workload.request import Request
 from servesim.workload.resampled import ResampledWorkload
 
-__all__ = ["LIMITS", "Trial", "TrialTask", "recorded", "run_trial", "simulated_replicas"]
+__all__ = ["LIMITS", "Trial", "TrialTask", "p99_of", "recorded", "run_trial", "simulated_replicas"]
 
 LIMITS = {"ttft": "ttft_p99_s", "tpot": "tpot_p99_s", "e2e": "e2e_p99_s"}
 """Latency by the limit of the SLO."""
@@ -122,7 +122,7 @@ def _judge(run: Run, task: TrialTask) -> Trial:
     if counted.sum() < needed_samples(0.99) and is_stable:
         raise _too_few(int(counted.sum()), task)
     sample = {"ttft": times.ttft_s, "tpot": times.tpot_s, "e2e": times.e2e_s}
-    p99_s = {name: _p99_s(of[counted]) for name, of in sample.items()}
+    p99_s = {name: p99_of(of[counted]) for name, of in sample.items()}
     limits = {name: getattr(slo, key) for name, key in LIMITS.items()}
     given = {name: limit for name, limit in limits.items() if limit is not None}
     ratios = {name: float(np.fmax(p99_s[name] / limit, _LEAST)) for name, limit in given.items()}
@@ -146,7 +146,7 @@ def _too_few(count: int, task: TrialTask) -> StudyError:
     return StudyError(Problem("too few requests to judge a P99", got=got, next_step=step))
 
 
-def _p99_s(values: NDArray[np.float64]) -> float:
+def p99_of(values: NDArray[np.float64]) -> float:
     """NaN where no request has such a latency, as answers of one token have no TPOT."""
     known = values[np.isfinite(values)]
     return float(np.quantile(known, 0.99)) if len(known) else math.nan
