@@ -33,6 +33,7 @@ CHAT = (
     "slo.tpot_p99_s=0.02",
     "slo.ttft_p99_s=0.4",
 )
+FEW = (*CHAT, "workload.num_requests=2000")
 GPUS = "hardware.gpu=h100-sxm,a100-80gb-sxm,l40s"
 
 
@@ -227,14 +228,14 @@ def test_dollars_are_not_compared_with_gpus() -> None:
 
 
 def test_without_any_price_gpus_are_counted_and_that_is_said() -> None:
-    found = api.plan("poisson-chat", 10, ["hardware.gpu=b300"], overrides=CHAT, jobs=1)
+    found = api.plan("poisson-chat", 60, ["hardware.gpu=b300"], overrides=FEW, jobs=1)
     assert best(found).rank == 1
     assert "ranked by the number of GPUs" in str(found)
 
 
 def test_who_refuses_long_prompts_is_not_ranked() -> None:
     lengths = ["hardware.gpu=h100-sxm", "engine.max_model_len=1024,32768"]
-    found = api.plan("poisson-chat", 10, lengths, overrides=CHAT, jobs=1).plan.candidates
+    found = api.plan("poisson-chat", 60, lengths, overrides=FEW, jobs=1).plan.candidates
     assert [one.label["engine.max_model_len"] for one in found] == ["32768", "1024"]
     assert [one.rank for one in found] == [1, 0]
     assert "requests are longer than engine.max_model_len=1024" in found[1].lost
