@@ -95,6 +95,14 @@ def test_a_window_keeps_no_more_than_itself() -> None:
     assert Fluid.of(found).attained(1, 1e-3) < 1
 
 
+def test_a_budget_keeps_no_more_than_itself() -> None:
+    blocks, few = (
+        "engine.num_gpu_blocks_override=4000",
+        "engine.kv_eviction={policy: heavy-hitters, budget_tokens: 128}",
+    )
+    assert analytic(blocks, few).most_running > 4 * analytic(blocks).most_running
+
+
 def test_a_replica_that_misses_when_never_idle_may_still_do() -> None:
     """A prompt takes longer than the TPOT may, but few prompts come while four tokens are generated."""
     short = [

@@ -146,7 +146,7 @@ class Analytic:
         """Mean requests that run at once at most; blocks that several share are counted for none."""
         memory = self.prepared.memory
         layout = memory.kv_layout
-        kept = (self.traffic.decode_context_tokens(self.prompts, window) for window in layout.group_windows)
+        kept = (self._context(self.prompts, window) for window in layout.group_windows)
         each = sum(tokens / layout.block_size + 0.5 for tokens in kept)  # the last block is half full
         return max(1, min(self.prepared.engine.max_num_seqs or 1, int(memory.num_gpu_blocks / each)))
 
@@ -210,7 +210,13 @@ class Analytic:
 
     @cached_property
     def _contexts(self) -> list[float]:
-        return [self.traffic.decode_context_tokens(self.traffic.prompts, w) for w in self.law.windows]
+        return [self._context(self.traffic.prompts, window) for window in self.law.windows]
+
+    def _context(self, prompts: Floats, window: int | None) -> float:
+        eviction = self.prepared.engine.kv_eviction
+        budget = None if eviction is None else eviction.budget_tokens
+        ends = [end for end in (window, budget) if end is not None]
+        return self.traffic.decode_context_tokens(prompts, min(ends, default=None))
 
     def _shape(self, running: int, chunk: int) -> StepShape:
         speculative = self.prepared.engine.speculative
