@@ -106,7 +106,7 @@ def _price(text: str, loaded: LoadedScenario) -> tuple[str, float]:
         price = float(usd)
     except ValueError:
         price = nan
-    if not 0 <= price < inf:
+    if not 0 < price < inf:
         step = "write --price h100-sxm=2.50"
         raise ConfigError(Problem("not a price", "--price", got=text, next_step=step))
     return load_gpu(str(loaded.find("gpus", gpu.strip()))).name, price
