@@ -124,6 +124,10 @@ def test_no_prompt_is_computed_beside_a_decode() -> None:
             ["fleet.pools.decode.engine={kv_cache_dtype: fp8}"],
             "pools between which KV caches move need one kv_cache_dtype",
         ),
+        (  # a prompt that the decoder refuses would stay with the prefiller for ever
+            ["fleet.pools.decode.engine={max_model_len: 2048}"],
+            "pools between which KV caches move need one max_model_len",
+        ),
         (
             ["fleet.pools.decode.serves=all", "fleet.pools.prefill.serves=all"],
             "fleet.kv_link  needs pools that serve prefill and decode",
