@@ -21,7 +21,7 @@ from engine_log import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servesim.analysis.timeline import KV_CLASSES
+from servesim.analysis.timeline import KV_CLASSES, timeline
 from servesim.config.fleet import AutoscalerConfig, FailureConfig, FleetConfig
 from servesim.config.scenario import Router
 from servesim.engine.disaggregation import DecodeScheduler, PrefillScheduler
@@ -261,6 +261,7 @@ def test_prompts_are_handed_over(case: Case, router: Router, sizes: tuple[int, i
         for number in {row[side] for row in transfers}:
             mine = sorted((row["begun_s"], row["done_s"]) for row in transfers if row[side] == number)
             assert all(a[1] <= b[0] for a, b in pairwise(mine)), "one transfer at a time"
+    _check_what_idle_replicas_hold(case, log)
     generated = sum(row["generated_tokens"] for row in requests)
     assert int(log.steps.columns["steps"] @ log.steps.columns["outputs"]) == generated, "F4"
     for edge in ("kv", "end_kv"):
@@ -274,3 +275,23 @@ def test_prompts_are_handed_over(case: Case, router: Router, sizes: tuple[int, i
     again = handed_over(case, router, sizes)[0]
     for name, values in again.requests.columns.items():
         assert np.array_equal(values, log.requests.columns[name], equal_nan=values.dtype.kind == "f"), "F6"
+
+
+def _check_what_idle_replicas_hold(case: Case, log: Log) -> None:
+    """Prompts from when they are computed, or blocks were found for them, until they have been pulled."""
+    prompts = {row["index"]: row["prompt_tokens"] for row in rows_of(log.requests)}
+    line = timeline(log.steps, min(log.requests.columns["arrival_s"]))
+    for number, part in enumerate(line.parts):
+        stays = [
+            (row["prefilled_s" if side == "source" else "asked_s"], row["done_s"], prompts[row["index"]])
+            for side in ("source", "target")
+            for row in rows_of(log.fleet.transfers)
+            if row[side] == number
+        ]
+        held = sum(line.columns[f"kv_{name}"][part] for name in ("tokens", "reserved", "internal"))
+        rows = (line.start_s, line.duration_s, line.columns["steps"])
+        for begin_s, duration_s, steps, slots in zip(*(of[part] for of in rows), held, strict=True):
+            kept = [tokens for first_s, last_s, tokens in stays if first_s <= begin_s < last_s]
+            if not steps and duration_s > 0:
+                most = sum(-(-tokens // case.block_size) * case.block_size for tokens in kept)
+                assert max(kept, default=0) <= slots <= most

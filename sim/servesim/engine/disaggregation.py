@@ -55,6 +55,10 @@ class _Keeping(Scheduler):
         computed, waste, *rest = super().levels()
         return (computed + self._kept.computed, waste + self._kept.waste, *rest)
 
+    def keeps_kv(self) -> bool:
+        """Whether requests that do not run hold KV."""
+        return bool(self._kept.states)
+
 
 class PrefillScheduler(_Keeping):
     """Computes prompts; their blocks stay until ``release``."""

@@ -255,6 +255,7 @@ class Engine:
             if flights:
                 yield from self._finish(flights[0])
             elif not self._stop():
+                self._ledger.rest(self._now_s)
                 self._idle = env.event()
                 yield self._idle
                 self._now_s = env.now

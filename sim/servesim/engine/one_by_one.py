@@ -146,6 +146,10 @@ class OneByOneScheduler:
         computed, waste = self._held()
         return (computed, waste, *self.kv.levels())
 
+    def keeps_kv(self) -> bool:
+        """Whether requests that do not run hold KV."""
+        return False
+
     def usage(self) -> Usage:
         """The KV pool by class, as scheduled so far."""
         return self.kv.account.usage(*self.levels())
