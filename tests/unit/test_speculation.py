@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from servesim.analysis.simulation import prepare, run_prepared
 from servesim.api import simulate
 from servesim.config.defaults import resolve_engine
 from servesim.config.load import load_scenario
@@ -278,3 +279,25 @@ def test_drafting_needs_room_in_a_step():
     config = EngineConfig(max_num_seqs=64, max_num_batched_tokens=64, speculative=speculative("draft"))
     with pytest.raises(ConfigError, match="no room for a token"):
         resolve_engine(config, LLAMA, H100)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "other_tokens"),
+    [
+        (["engine.version=0.26", "engine.max_num_seqs=256"], 256),
+        (["engine.version=0.33", "engine.max_num_batched_tokens=8191", "engine.max_model_len=8191"], 0),
+        (["engine.speculative=null", "workload.sampling={method: parallel, n: 4}"], 3),
+    ],
+)
+def test_a_whole_prompt_needs_room_beside_drafts_and_sequences(scenario, overrides, other_tokens):
+    """Where it has none it would never start, nor would whoever is behind it."""
+    drafting = ["engine.speculative.method=draft", "engine.speculative.draft_model=llama-3.2-1b"]
+    whole = ["engine.enable_chunked_prefill=false", "engine.max_num_batched_tokens=8192"]
+    loaded = load_scenario(scenario, [*drafting, *whole, *overrides, "workload.num_requests=2"])
+    if not other_tokens:
+        assert run_prepared(prepare(loaded)).log.requests.columns["status"].tolist() == [0, 0]
+        return
+    with pytest.raises(
+        ConfigError, match=rf"beside the {other_tokens} .*raise it to at least {8191 + other_tokens}"
+    ):
+        run_prepared(prepare(loaded))
