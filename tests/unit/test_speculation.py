@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -102,6 +103,18 @@ def test_acceptance_depends_on_the_place_and_not_on_who_asks_when():
     assert tokens_per_step(law_of(seed=1), 5) != tokens_per_step(law_of(seed=2), 5)
     assert first(a, 1, False) == min(first(a, 3, False), 1), "fewer drafts are a prefix of more"
     assert first(a, 3, True) == 0, "placeholders are never accepted"
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_law_keeps_nothing_of_a_request(tmp_path, recorded):
+    """It may never be asked again: its last token comes without drafts, or its replica fails."""
+    (tmp_path / "steps.csv").write_text("tokens\n1\n2\n")
+    acceptance = {"law": "recorded", "file": "steps.csv"} if recorded else {"law": "iid", "rate": 0.7}
+    config = SpeculativeConfig(**speculative(acceptance=acceptance))
+    law, request = build_acceptance(config, 1, lambda name: tmp_path / name), state()
+    before = sys.getrefcount(request)
+    law(request, 3, False)
+    assert sys.getrefcount(request) == before
 
 
 # ---- cost --------------------------------------------------------------------------------------
@@ -273,6 +286,25 @@ def test_async_by_default(version, method, is_async):
 def test_what_cannot_be_is_refused(scenario, overrides, words):
     with pytest.raises(ConfigError, match=words):
         load_scenario(scenario, overrides)
+
+
+def test_what_was_accepted_is_noted_for_a_step_trace_only(scenario):
+    schedulers, steps = [], []
+
+    def watch(number, engine, scheduler, law):
+        schedulers.append(scheduler)
+        return law
+
+    for options in ({}, {"step_trace": steps.append}):
+        few = load_scenario(scenario, ["workload.num_requests=20"])
+        run_prepared(prepare(few), watch=watch, **options)
+    sizes = [max(map(len, dicts_of(one.accept)), default=0) for one in schedulers]
+    assert sizes == [0, 0], "a line of a trace takes what was noted"
+    assert sum(sum(step.get("accepted", {}).values()) for step in steps) > 100
+
+
+def dicts_of(law):
+    return [value for value in vars(law).values() if isinstance(value, dict)]
 
 
 def test_drafting_needs_room_in_a_step():

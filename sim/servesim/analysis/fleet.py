@@ -55,7 +55,7 @@ def serve_fleet(
         return build_route(hardware.router, members, scenario.seed)
 
     def make(number: int) -> Replica:
-        return _watched(build_replica(prepared, step_time)[0], number, prepared, watch)
+        return _watched(build_replica(prepared, step_time), number, prepared, watch)
 
     if hardware.router in BLIND and (waits_for_nothing or sampled) and scenario.fleet is None:
         parts = shares(workload, router(Members([1.0] * hardware.replicas)), count)
@@ -98,8 +98,7 @@ def serve_pools(
         def make(
             number: int, own: Prepared = own, law: StepTime = law, serves: Serves = pool.serves
         ) -> Replica:
-            replica, _ = build_replica(own, after(law, own.rows_met), serves=serves)
-            return _watched(replica, number, own, watch)
+            return _watched(build_replica(own, after(law, own.rows_met), serves=serves), number, own, watch)
 
         rate = link.replica_bytes_per_s(num_gpus) if link else 0.0
         depth = 2 if own.engine.async_scheduling else 1

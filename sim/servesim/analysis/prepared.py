@@ -21,7 +21,6 @@ from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
 from servesim.engine.fleet import Replica
 from servesim.engine.scheduler import Scheduler
-from servesim.engine.step_trace import NotedAcceptance
 from servesim.errors import ConfigError, Problem
 from servesim.workload.build import build_workload
 from servesim.workload.request import Request, Workload
@@ -129,15 +128,14 @@ def build_replica(
     one_by_one: bool = False,
     track_ids: bool = False,
     serves: Literal["all", "prefill", "decode"] = "all",
-) -> tuple[Replica, NotedAcceptance | None]:
-    """An engine with an empty cache, and what says which drafts it accepts."""
+) -> Replica:
+    """An engine with an empty cache."""
     engine, loaded, accept = prepared.engine, prepared.loaded, None
     drafts = prepared.drafts
     if engine.speculative is not None:
-        law = drafts or build_acceptance(
+        accept = drafts or build_acceptance(
             engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
         )
-        accept = NotedAcceptance(law)
     sampling = loaded.scenario.workload.forks
     scheduler = build_scheduler(
         engine,
@@ -151,4 +149,4 @@ def build_replica(
         beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
         serves=serves,
     )
-    return Replica(scheduler, step_time), accept
+    return Replica(scheduler, step_time)
