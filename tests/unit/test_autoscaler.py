@@ -38,9 +38,7 @@ def run(name: str, *overrides: str) -> Run:
 
 def busy(*outstanding: int) -> list[Scheduler]:
     """Schedulers with so many requests each."""
-    return [
-        cast(Scheduler, SimpleNamespace(running=dict.fromkeys(range(n)), waiting=())) for n in outstanding
-    ]
+    return [cast(Scheduler, SimpleNamespace(num_unfinished=n)) for n in outstanding]
 
 
 def test_as_many_replicas_as_bring_each_to_the_target() -> None:

@@ -154,6 +154,11 @@ class OneByOneScheduler:
         """The KV pool by class, as scheduled so far."""
         return self.kv.account.usage(*self.levels())
 
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are running or waiting."""
+        return len(self.running) + len(self.waiting)
+
     def unfinished(self) -> list[RequestState]:
         """The requests that are running or waiting, for a simulation that is cut off."""
         return [*self.running, *self.waiting.unordered()]

@@ -79,8 +79,8 @@ def _first_from(number: int, among: Sequence[int]) -> int:
 
 
 def outstanding(scheduler: Scheduler) -> int:
-    """Requests that run or wait."""
-    return len(scheduler.running) + len(scheduler.waiting)
+    """Requests that have not ended."""
+    return scheduler.num_unfinished
 
 
 def held_tokens(scheduler: Scheduler) -> int:
