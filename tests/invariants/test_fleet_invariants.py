@@ -29,8 +29,9 @@ from servesim.engine.events import Log
 from servesim.engine.fleet import Replica, Site, simulate_fleet
 from servesim.engine.handover import KvLink
 from servesim.engine.router import build_route
-from servesim.engine.scheduler import Scheduler
+from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.versions import RULES
+from servesim.workload.request import Request
 
 ROUTERS: tuple[Router, ...] = (
     "round-robin",
@@ -193,6 +194,23 @@ def test_replicas_come_and_go(
     assert any(isnan(one["gone_s"]) for one in spans), "one is there at the end"
     for one in spans:
         assert one["ready_s"] == one["ordered_s"] + (startup_s if one["ordered_s"] else 0)
+
+
+def test_a_replica_that_is_wanted_again_is_not_given_back() -> None:
+    """The look that would give it back, as it is without requests, finds that two are needed."""
+    at_ticks = {0: 0, 1: 150, 2: 150, 3: 150, 4: 220}  # the looks are at 100, 200, ...
+    starts = tuple(Request(index, f"r{index}", at * TICK_S, 1, 40) for index, at in at_ticks.items())
+    case = Case(
+        SchedulerLimits(8, 64, 64), version="0.26", allocator=None, num_blocks=99, block_size=4,
+        caching=False, pipeline_depth=1, law=WindowLaw(), starts=starts,
+    )  # fmt: skip
+    rule = AutoscalerConfig(
+        max_replicas=2, target=2, interval_s=100 * TICK_S, startup_s=50 * TICK_S, cooldown_s=0
+    )
+    log = Served(case, "least-outstanding", 2, FleetConfig(autoscaler=rule), num_at_begin=2).log
+    assert log.requests.parts == (4, 1), "closed at 100, open again from 200 on"
+    [second] = [one for one in rows_of(log.fleet.spans) if one["replica"] == 1 and one["ordered_s"] == 0]
+    assert not second["gone_s"] <= 220 * TICK_S
 
 
 # ---- prompts and outputs computed by different replicas -----------------------------------------------

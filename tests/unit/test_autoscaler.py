@@ -42,16 +42,15 @@ def busy(*outstanding: int) -> list[Scheduler]:
 
 
 def test_as_many_replicas_as_bring_each_to_the_target() -> None:
-    def wanted(*outstanding: int, held: int = 0, current: int | None = None, now_s: float = 1e9) -> int:
+    def wanted(*outstanding: int, current: int | None = None, now_s: float = 1e9) -> int:
         scaler = Autoscaler(AutoscalerConfig(max_replicas=8, min_replicas=2, target=10))
-        return scaler.wanted(busy(*outstanding), held, current or len(outstanding), now_s)
+        return scaler.wanted(busy(*outstanding), current or len(outstanding), now_s)
 
     assert wanted(10, 10) == 2
     assert wanted(10, 11) == 3
     assert wanted(0, 1) == 2, "min_replicas"
     assert wanted(500, 1) == 8, "max_replicas"
     assert wanted(25, 25, current=5) == 5, "three of the five are still starting"
-    assert wanted(10, 10, held=1) == 3
     assert wanted(0, 0, 0, 0, now_s=299) == 4, "too early for fewer"
     assert wanted(0, 0, 0, 0, now_s=300) == 2
     assert wanted(99, 0, now_s=0) == 8, "never too early for more"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from math import inf, nan, nextafter
 from typing import Literal, NamedTuple
 
@@ -110,10 +111,10 @@ class _Fleet:
             decoding = Members([site.weight if site.serves == "decode" else 0.0 for site in sites])
             self._handover = Handover(env, link, [site.kv_bytes_per_s for site in sites], self._log, decoding)
         scale = events.autoscaler if events else None
+        if scale is not None:
+            del self._members.open[num_at_begin:]
         for number in range(len(sites) if scale is None else num_at_begin):
             self._begin(number)
-        for number in range(num_at_begin, len(sites) if scale else 0):
-            self._members.leave(number)
         self._route = router(self._members)
         if self._handover is not None:
             self._handover.route = router(self._handover.members)
@@ -234,25 +235,26 @@ class _Fleet:
             yield self._env.timeout(scaler.rule.interval_s)
             if self._is_over() or self._stop():
                 return
-            draining = [n for n, one in enumerate(places) if one.engine is not None and n not in members.open]
-            for number in draining:
-                if outstanding(members.schedulers[number]) == 0 and not places[number].is_leaving:
-                    self._env.process(self._give_back(number))
+            draining = [
+                number
+                for number, place in enumerate(places)
+                if place.engine is not None and not (place.is_leaving or members.is_open(number))
+            ]
             serving = [members.schedulers[number] for number in members.open]
             current = len(serving) + sum(one.is_starting for one in places)
-            wanted = scaler.wanted(serving, len(self._held), current, self._env.now)
-            while wanted < current and len(members.open) > 1:
-                members.leave(min(members.open, key=lambda n: (outstanding(members.schedulers[n]), -n)))
-                current -= 1
-            for number, place in enumerate(places):
-                if wanted > current and number not in members.open and not place.is_starting:
-                    if place.engine is None:
-                        self._env.process(self._order(number, scaler.rule.startup_s))
-                    elif not place.is_leaving:  # it has not come to an end: it goes on
-                        members.join(number, members.schedulers[number])
-                    else:
-                        continue
-                    current += 1
+            missing = scaler.wanted(serving, current, self._env.now) - current
+            by_load = sorted(members.open, key=lambda n: (outstanding(members.schedulers[n]), -n))
+            for number in by_load[: max(0, min(-missing, len(by_load) - 1))]:
+                members.leave(number)
+            for number in draining:
+                if missing > 0:  # it has not come to an end: it goes on
+                    members.join(number, members.schedulers[number])
+                    missing -= 1
+                elif outstanding(members.schedulers[number]) == 0:
+                    self._env.process(self._give_back(number))
+            absent = (n for n, one in enumerate(places) if one.engine is None and not one.is_starting)
+            for number in islice(absent, max(0, missing)):
+                self._env.process(self._order(number, scaler.rule.startup_s))
 
     def _order(self, number: int, startup_s: float) -> Process:
         """A replica starts; it serves when it is up."""
