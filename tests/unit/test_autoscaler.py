@@ -14,9 +14,11 @@ from servesim.analysis.simulation import prepare, run_prepared
 from servesim.config.fleet import AutoscalerConfig
 from servesim.config.load import load_scenario
 from servesim.engine.autoscaler import Autoscaler
+from servesim.engine.router import Members, build_route
 from servesim.engine.scheduler import Scheduler
 from servesim.errors import ConfigError
 from servesim.report.terminal import result_text
+from servesim.workload.request import Request, Segment
 
 # Forty requests at once, of a second each, one at a time.
 QUEUE = (
@@ -97,6 +99,23 @@ def test_what_is_not_needed_is_given_back() -> None:
     spans = found.log.fleet.spans.columns
     assert sorted(spans["gone_s"][~np.isnan(spans["gone_s"])].tolist()) == [20, 25, 35]
     assert sorted(found.log.requests.columns["index"]) == list(range(40))
+
+
+def test_a_replica_that_goes_on_is_remembered() -> None:
+    """It was closed for a while, but has its cache; one that begins anew has an empty one."""
+    members, request = Members([1.0, 1.0]), Request(0, "r0", 0.0, 9, 1, (Segment("text", 9),))
+    first, second, anew = busy(5, 6, 7)
+    members.join(0, first)
+    members.join(1, second)
+    route = build_route("prefix-affinity", members, 1)
+    assert route(request) == 0
+    members.leave(0)
+    members.join(0, first)
+    cast(Any, first).num_unfinished = 9
+    assert route(request) == 0
+    members.leave(0)
+    members.join(0, anew)
+    assert route(request) == 1
 
 
 def test_fewer_gpu_hours_and_a_longer_tail_than_all_replicas_all_the_time() -> None:

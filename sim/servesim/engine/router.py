@@ -48,10 +48,11 @@ class Members:
 
     def join(self, number: int, scheduler: Scheduler) -> None:
         """A replica takes requests from now on."""
-        self.schedulers[number] = scheduler
+        if self.schedulers[number] is not scheduler:
+            self.schedulers[number] = scheduler
+            self.lives[number] += 1
         if not self.is_open(number):
             insort(self.open, number)
-            self.lives[number] += 1
 
     def leave(self, number: int) -> None:
         """A replica takes no more requests."""
