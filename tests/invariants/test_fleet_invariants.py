@@ -27,7 +27,7 @@ from servesim.config.scenario import Router
 from servesim.engine.disaggregation import DecodeScheduler, PrefillScheduler
 from servesim.engine.events import Log
 from servesim.engine.fleet import Replica, Site, simulate_fleet
-from servesim.engine.handover import KvLink
+from servesim.engine.handover import KvPort
 from servesim.engine.router import build_route
 from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.versions import RULES
@@ -226,7 +226,7 @@ def handed_over(case: Case, router: Router, sizes: tuple[int, int]) -> tuple[Log
 
     def site(serves: Literal["prefill", "decode"]) -> Site:
         kind = PrefillScheduler if serves == "prefill" else DecodeScheduler
-        return Site(lambda: make(kind), case.pipeline_depth, serves, 1.0, 1 / TICK_S)
+        return Site(lambda: make(kind), case.pipeline_depth, serves, 1.0, KvPort(1 / TICK_S, 1.0))
 
     def stop() -> bool:
         assert all(one.step < MOST_STEPS for one in schedulers), "an engine makes no progress"
@@ -237,7 +237,7 @@ def handed_over(case: Case, router: Router, sizes: tuple[int, int]) -> tuple[Log
         [site("prefill")] * sizes[0] + [site("decode")] * sizes[1],
         lambda members: build_route(router, members, 1),
         events=FleetConfig(),
-        link=KvLink(5 * TICK_S, 1.0),
+        link_latency_s=5 * TICK_S,
         stop=stop,
     )
     return log, schedulers

@@ -95,6 +95,20 @@ def test_stages_of_a_request_are_written_down() -> None:
     assert "KV transfer, mean (ms):" in result_text(summary)
 
 
+def test_a_kv_cache_moves_in_the_layout_of_whoever_pulls_it() -> None:
+    """Every GPU of a replica has the whole latent of MLA: eight take eight times the bytes, on one port."""
+    found = run(
+        "prefill-decode-70b", *APART, "model=deepseek-v2-lite", "workload.trace.max_requests=60",
+        "fleet.pools={eight: {serves: decode, engine: {tensor_parallel_size: 8}}}",
+    )  # fmt: skip
+    assert found.log.fleet is not None
+    of = found.log.fleet.transfers.columns
+    token_s = (of["done_s"] - of["begun_s"] - 20e-6) / of["num_tokens"]
+    assert set(of["target"]) == {2, 3, 4}
+    num_gpus = np.where(of["target"] == 4, 8, 1)
+    assert token_s == pytest.approx(num_gpus * 27 * 576 * 2 / 50e9)
+
+
 def test_no_prompt_is_computed_beside_a_decode() -> None:
     """The reason to take them apart: the longest gap between two tokens is a step of decodes."""
     apart = summarise(run("prefill-decode-70b", *FEW, *APART, "workload.trace.rate_scale=10"))

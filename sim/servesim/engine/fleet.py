@@ -14,7 +14,7 @@ from servesim.config.fleet import FailureConfig, FleetConfig
 from servesim.cost.step_time import StepTime
 from servesim.engine.autoscaler import Autoscaler
 from servesim.engine.events import FleetLog, Log
-from servesim.engine.handover import Handover, KvLink
+from servesim.engine.handover import Handover, KvPort
 from servesim.engine.loop import Engine, Process, Traffic, run_to_end
 from servesim.engine.router import Members, Route, outstanding
 from servesim.engine.scheduler import Scheduler
@@ -35,14 +35,14 @@ class Site(NamedTuple):
     """Where a replica of a fleet stands.
 
     ``make()`` gives the replica with an empty cache: at the begin, and whenever it comes back.
-    ``kv_bytes_per_s`` is what it can send or receive over the link between the replicas.
+    ``kv_port`` is its end of the link between the replicas.
     """
 
     make: Callable[[], Replica]
     pipeline_depth: int = 1
     serves: Literal["all", "prefill", "decode"] = "all"
     weight: float = 1.0
-    kv_bytes_per_s: float = 0.0
+    kv_port: KvPort = KvPort(0.0, 0.0)
 
 
 def simulate_fleet(
@@ -51,7 +51,7 @@ def simulate_fleet(
     router: Callable[[Members], Route],
     *,
     events: FleetConfig | None = None,
-    link: KvLink | None = None,
+    link_latency_s: float | None = None,
     num_at_begin: int | None = None,
     waits_for_nothing: bool = False,
     on_end: Callable[[float], None] = lambda now_s: None,
@@ -62,11 +62,13 @@ def simulate_fleet(
     ``router(members)`` makes what names the replica that gets a request, at the instant it arrives: every
     step that ended before is committed. ``waits_for_nothing``: no request of the workload waits for another
     one to end, so that engines meet at arrivals only, which is faster; with ``events`` they meet whenever
-    anything happens. Sites that serve prefill and decode need a ``link``. With an autoscaler the first
+    anything happens. Sites that serve prefill and decode need a link. With an autoscaler the first
     ``num_at_begin`` sites have a replica at the begin.
     """
     begin = len(sites) if num_at_begin is None else num_at_begin
-    return _Fleet(workload, sites, router, events, link, begin, waits_for_nothing, on_end, stop).run()
+    return _Fleet(
+        workload, sites, router, events, link_latency_s, begin, waits_for_nothing, on_end, stop
+    ).run()
 
 
 class _Place:
@@ -89,7 +91,7 @@ class _Fleet:
         sites: Sequence[Site],
         router: Callable[[Members], Route],
         events: FleetConfig | None,
-        link: KvLink | None,
+        link_latency_s: float | None,
         num_at_begin: int,
         waits_for_nothing: bool,
         on_end: Callable[[float], None],
@@ -107,9 +109,10 @@ class _Fleet:
             self._next_event_s = self._next_submission_s
         self._members = Members([site.weight if site.serves != "decode" else 0.0 for site in sites])
         self._handover = None
-        if link is not None:
+        if link_latency_s is not None:
             decoding = Members([site.weight if site.serves == "decode" else 0.0 for site in sites])
-            self._handover = Handover(env, link, [site.kv_bytes_per_s for site in sites], self._log, decoding)
+            ports = [site.kv_port for site in sites]
+            self._handover = Handover(env, link_latency_s, ports, self._log, decoding)
         scale = events.autoscaler if events else None
         if scale is not None:
             del self._members.open[num_at_begin:]
