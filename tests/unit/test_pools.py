@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -12,9 +14,16 @@ from servesim.analysis.tables import requests_frame
 from servesim.api import check, fragmentation
 from servesim.config.load import load_scenario
 from servesim.config.scenario import Router
+from servesim.engine.disaggregation import DecodeScheduler
+from servesim.engine.queues import FcfsQueue
+from servesim.engine.scheduler import SchedulerLimits
+from servesim.engine.state import RequestState
+from servesim.engine.versions import RULES
 from servesim.errors import ConfigError, MemoryDoesNotFitError
+from servesim.kv.paged import PagedKVCache
 from servesim.report.html import report_html
 from servesim.report.terminal import result_text
+from servesim.workload.request import Request
 
 FEW = ("workload.trace.max_requests=1200",)
 APART = ("hardware.gpu=h100-sxm", "model=llama-3.1-8b", "engine.tensor_parallel_size=1")
@@ -107,6 +116,33 @@ def test_a_kv_cache_moves_in_the_layout_of_whoever_pulls_it() -> None:
     assert set(of["target"]) == {2, 3, 4}
     num_gpus = np.where(of["target"] == 4, 8, 1)
     assert token_s == pytest.approx(num_gpus * 27 * 576 * 2 / 50e9)
+
+
+def test_a_long_queue_is_not_gone_through_for_every_step() -> None:
+    """A decoding replica without free blocks looks at the first request that waits for some."""
+    looked = 0
+
+    class Looked(FcfsQueue):
+        def __iter__(self) -> Iterator[RequestState]:
+            nonlocal looked
+            for state in super().__iter__():
+                looked += 1
+                yield state
+
+        def unordered(self) -> list[RequestState]:
+            return list(self)
+
+    kv = PagedKVCache(9, 16, enable_prefix_caching=False)
+    scheduler = DecodeScheduler(SchedulerLimits(8, 512, 128), RULES["0.26"], kv)
+    scheduler.on_pull = lambda request, num_tokens: None
+    queue = scheduler.waiting = Looked()
+    for index in range(400):
+        scheduler.add(Request(index, f"r{index}", 0.0, 64, 8))
+    for _ in range(50):
+        assert scheduler.plan() is None
+        assert scheduler.waiting is queue
+    assert len(queue) == 400
+    assert looked <= 50 * 4, "two for which there was room, and the one after them"
 
 
 def test_no_prompt_is_computed_beside_a_decode() -> None:
