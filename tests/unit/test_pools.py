@@ -28,6 +28,12 @@ from servesim.workload.request import Request
 FEW = ("workload.trace.max_requests=1200",)
 APART = ("hardware.gpu=h100-sxm", "model=llama-3.1-8b", "engine.tensor_parallel_size=1")
 
+HUNDRED = (
+    "workload={num_requests: 5, prompt_tokens: {law: fixed, tokens: 100}, "
+    "output_tokens: {law: fixed, tokens: 2}, arrivals: {process: burst}}",
+    "workload.trace=null",
+)
+
 
 def run(name: str, *overrides: str) -> Run:
     return run_prepared(prepare(load_scenario(name, overrides)))
@@ -193,6 +199,23 @@ def test_check_looks_at_every_pool() -> None:
     """Seventy billion parameters do not fit one L4; `servesim check` says so without simulating."""
     with pytest.raises(MemoryDoesNotFitError, match="l4"):
         check("prefill-decode-70b", overrides=["fleet.pools.decode.gpu=l4"])
+
+
+def test_an_engine_that_no_pool_has_need_not_serve() -> None:
+    """Seventy billion parameters do not fit one H100, nor a hundred tokens of prompt into 16."""
+    four = "engine={tensor_parallel_size: 4, max_model_len: 8192}"
+    every = [f"fleet.pools.{name}.{four}" for name in ("prefill", "decode")]
+    unused = ["engine.tensor_parallel_size=1", "engine.max_model_len=16", *HUNDRED]
+    _, memory, _ = check("prefill-decode-70b", overrides=[*unused, *every])
+    assert memory.num_gpu_blocks > 0
+    assert summarise(run("prefill-decode-70b", *unused, *every)).completed == 5
+
+
+def test_requests_that_only_some_pool_can_serve_are_not_all_refused() -> None:
+    short = [f"fleet.pools.{name}.engine={{max_model_len: 16}}" for name in ("new", "old")]
+    check("mixed-pools", overrides=[*short[:1], *HUNDRED])
+    with pytest.raises(ConfigError, match="every request would be refused"):
+        check("mixed-pools", overrides=[*short, *HUNDRED])
 
 
 def test_a_memory_study_is_of_equal_pools() -> None:

@@ -55,9 +55,13 @@ class Prepared:
 def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
     """Everything that the simulation needs; ``workload`` takes the place of the scenario's own.
 
-    Raises ServesimError for anything that the scenario's author can mend.
+    Where pools serve, GPU, engine and memory are those of the first. Raises ServesimError for anything that
+    the scenario's author can mend.
     """
     scenario = loaded.scenario
+    if scenario.fleet is not None and scenario.fleet.pools:
+        first = next(iter(scenario.fleet.pools.values()))
+        return replace(prepare(_of_pool(loaded, first), workload), loaded=loaded)
     gpu = _profile(load_gpu, loaded.find("gpus", scenario.hardware.gpu))
     model = _profile(load_model, loaded.find("models", scenario.model))
     engine = profiled_engine(loaded)
@@ -78,7 +82,9 @@ def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepare
 
 def refuse_if_none_fits(prepared: Prepared) -> None:
     """Raise ConfigError where the prompt of every request fills max_model_len. Uses the workload up."""
-    longest, shortest = prepared.engine.max_model_len or 0, 0
+    fleet = prepared.loaded.scenario.fleet
+    pools = [of_pool(prepared, pool) for pool in fleet.pools.values()] if fleet else []
+    longest, shortest = max(each.engine.max_model_len or 0 for each in pools or [prepared]), 0
     for first in prepared.workload.arrivals():
         request: Request | None = first
         while request is not None:
@@ -113,12 +119,17 @@ def _profile(load: Callable[[str], Loaded], path: Path) -> Loaded:
 
 def of_pool(prepared: Prepared, pool: PoolConfig) -> Prepared:
     """The same, for one of the replicas of a pool."""
-    loaded = prepared.loaded
-    hardware = loaded.scenario.hardware.model_copy(update={"gpu": pool.gpu or loaded.scenario.hardware.gpu})
-    changes = {"hardware": hardware, "engine": loaded.scenario.pool_engine(pool), "fleet": None}
-    loaded = replace(loaded, scenario=loaded.scenario.model_copy(update=changes))
-    own = replace(prepare(loaded, prepared.workload), rows_met=prepared.rows_met)
+    own = prepare(_of_pool(prepared.loaded, pool), prepared.workload)
+    own = replace(own, rows_met=prepared.rows_met)
     return own if prepared.relax is None else prepared.relax(own)
+
+
+def _of_pool(loaded: LoadedScenario, pool: PoolConfig) -> LoadedScenario:
+    """The scenario of one replica of a pool."""
+    scenario = loaded.scenario
+    hardware = scenario.hardware.model_copy(update={"gpu": pool.gpu or scenario.hardware.gpu})
+    changes = {"hardware": hardware, "engine": scenario.pool_engine(pool), "fleet": None}
+    return replace(loaded, scenario=scenario.model_copy(update=changes))
 
 
 def build_replica(
