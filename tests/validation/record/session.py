@@ -14,6 +14,9 @@ from record.plans import Grid, Job, Online
 __all__ = ["RunClock", "Session"]
 
 
+_TIMES = 4  # that a prompt is watched; the first time something is prepared for its length
+
+
 class RunClock:
     """Seconds of a run: of the wall, or of this thread's CPU time, which others do not stretch.
 
@@ -84,14 +87,17 @@ class Session:
         watched = self._engine.watch_operators()
         if watched is None:
             return
-        watched.first, plain_s = bool(grid.first_lengths), self._least_step_s()
+        plain_s = self._least_step_s()
         with watched:
             watched.correct(self._least_step_s(), plain_s)
-            for length in grid.first_lengths or grid.operator_lengths:
+            for length in grid.operator_lengths:
                 watched.batch = (1, length, False)
-                self._serve("operators", same(1, length, 1))
-                self._engine.forget()
-            for context, batch in self._decodes(grid) if not watched.first else ():
+                for times_before in range(_TIMES):
+                    watched.is_new = times_before == 0
+                    self._serve("operators", same(1, length, 1))
+                    self._engine.forget()
+            watched.is_new = False
+            for context, batch in self._decodes(grid):
                 self._watch_decodes(watched, batch, context, grid.steps)
         self._folder.add_kernels(watched.rows())
 
