@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from servesim.analysis.simulation import prepare, run_prepared
-from servesim.api import simulate
+from servesim.api import check, simulate
 from servesim.config.defaults import resolve_engine
 from servesim.config.load import load_scenario
 from servesim.config.profiles import load_gpu, load_model
@@ -286,6 +286,11 @@ def test_async_by_default(version, method, is_async):
 def test_what_cannot_be_is_refused(scenario, overrides, words):
     with pytest.raises(ConfigError, match=words):
         load_scenario(scenario, overrides)
+
+
+def test_check_builds_the_engine(scenario):
+    with pytest.raises(ConfigError, match=r"vLLM 0.22 has no watermark"):
+        check(scenario, overrides=["engine.version=0.22", "engine.watermark=0.1"])
 
 
 def test_what_was_accepted_is_noted_for_a_step_trace_only(scenario):

@@ -23,7 +23,7 @@ from servesim.workload.routed import shares
 
 Serves = Literal["all", "prefill", "decode"]
 
-__all__ = ["check_pools", "serve_fleet", "serve_pools"]
+__all__ = ["check_engines", "serve_fleet", "serve_pools"]
 
 
 def serve_fleet(
@@ -120,16 +120,16 @@ def serve_pools(
     return log, tuple(pools)
 
 
-def check_pools(prepared: Prepared) -> None:
-    """Raise ServesimError for a link or a pool that could not serve."""
+def check_engines(prepared: Prepared) -> None:
+    """Raise ServesimError for a link or an engine that could not serve."""
     fleet = prepared.loaded.scenario.fleet
-    if fleet is None:
-        return
-    if fleet.kv_link:
+    if fleet is not None and fleet.kv_link:
         load_link(prepared.loaded.find("links", fleet.kv_link))
-    for pool in fleet.pools.values():
-        own = of_pool(prepared, pool)
-        build_replica(own, build_step_time(own.model, own.gpu, own.engine, own.draft), serves=pool.serves)
+    each: list[tuple[Prepared, Serves]] = [(prepared, "all")]
+    if fleet is not None and fleet.pools:
+        each = [(of_pool(prepared, pool), pool.serves) for pool in fleet.pools.values()]
+    for own, serves in each:
+        build_replica(own, build_step_time(own.model, own.gpu, own.engine, own.draft), serves=serves)
 
 
 def _watched(replica: Replica, number: int, prepared: Prepared, watch: Watch | None) -> Replica:
