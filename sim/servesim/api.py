@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from servesim.analysis.fleet import check_pools
+from servesim.analysis.fleet import check_engines
 from servesim.analysis.metrics import summarise
 from servesim.analysis.prepared import refuse_if_none_fits
 from servesim.analysis.run import Run
@@ -16,7 +16,6 @@ from servesim.config.profiles import load_gpu
 from servesim.config.scenario import EngineVersion
 from servesim.config.step_trace import load_requests, load_settings
 from servesim.cost.budget import MemoryBudget
-from servesim.cost.step_time import build_step_time
 from servesim.engine.step_trace import Replay, Step, trace_head
 from servesim.errors import CalibrationError, ConfigError, Problem, did_you_mean
 from servesim.results import (
@@ -221,9 +220,8 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
     Raises ConfigError, too, where every request would be refused.
     """
     prepared = _prepare(scenario, overrides)
-    build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
     refuse_if_none_fits(prepared)
-    check_pools(prepared)
+    check_engines(prepared)
     if prepared.loaded.scenario.expect:
         _refuse_unknown_metrics(prepared)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests

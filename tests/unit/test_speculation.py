@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from servesim.api import simulate
+from servesim.analysis.simulation import prepare, run_prepared
+from servesim.api import check, simulate
 from servesim.config.defaults import resolve_engine
 from servesim.config.load import load_scenario
 from servesim.config.profiles import load_gpu, load_model
@@ -101,6 +103,18 @@ def test_acceptance_depends_on_the_place_and_not_on_who_asks_when():
     assert tokens_per_step(law_of(seed=1), 5) != tokens_per_step(law_of(seed=2), 5)
     assert first(a, 1, False) == min(first(a, 3, False), 1), "fewer drafts are a prefix of more"
     assert first(a, 3, True) == 0, "placeholders are never accepted"
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_law_keeps_nothing_of_a_request(tmp_path, recorded):
+    """It may never be asked again: its last token comes without drafts, or its replica fails."""
+    (tmp_path / "steps.csv").write_text("tokens\n1\n2\n")
+    acceptance = {"law": "recorded", "file": "steps.csv"} if recorded else {"law": "iid", "rate": 0.7}
+    config = SpeculativeConfig(**speculative(acceptance=acceptance))
+    law, request = build_acceptance(config, 1, lambda name: tmp_path / name), state()
+    before = sys.getrefcount(request)
+    law(request, 3, False)
+    assert sys.getrefcount(request) == before
 
 
 # ---- cost --------------------------------------------------------------------------------------
@@ -274,7 +288,53 @@ def test_what_cannot_be_is_refused(scenario, overrides, words):
         load_scenario(scenario, overrides)
 
 
+def test_check_builds_the_engine(scenario):
+    with pytest.raises(ConfigError, match=r"vLLM 0.22 has no watermark"):
+        check(scenario, overrides=["engine.version=0.22", "engine.watermark=0.1"])
+
+
+def test_what_was_accepted_is_noted_for_a_step_trace_only(scenario):
+    schedulers, steps = [], []
+
+    def watch(number, engine, scheduler, law):
+        schedulers.append(scheduler)
+        return law
+
+    for options in ({}, {"step_trace": steps.append}):
+        few = load_scenario(scenario, ["workload.num_requests=20"])
+        run_prepared(prepare(few), watch=watch, **options)
+    sizes = [max(map(len, dicts_of(one.accept)), default=0) for one in schedulers]
+    assert sizes == [0, 0], "a line of a trace takes what was noted"
+    assert sum(sum(step.get("accepted", {}).values()) for step in steps) > 100
+
+
+def dicts_of(law):
+    return [value for value in vars(law).values() if isinstance(value, dict)]
+
+
 def test_drafting_needs_room_in_a_step():
     config = EngineConfig(max_num_seqs=64, max_num_batched_tokens=64, speculative=speculative("draft"))
     with pytest.raises(ConfigError, match="no room for a token"):
         resolve_engine(config, LLAMA, H100)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "other_tokens"),
+    [
+        (["engine.version=0.26", "engine.max_num_seqs=256"], 256),
+        (["engine.version=0.33", "engine.max_num_batched_tokens=8191", "engine.max_model_len=8191"], 0),
+        (["engine.speculative=null", "workload.sampling={method: parallel, n: 4}"], 3),
+    ],
+)
+def test_a_whole_prompt_needs_room_beside_drafts_and_sequences(scenario, overrides, other_tokens):
+    """Where it has none it would never start, nor would whoever is behind it."""
+    drafting = ["engine.speculative.method=draft", "engine.speculative.draft_model=llama-3.2-1b"]
+    whole = ["engine.enable_chunked_prefill=false", "engine.max_num_batched_tokens=8192"]
+    loaded = load_scenario(scenario, [*drafting, *whole, *overrides, "workload.num_requests=2"])
+    if not other_tokens:
+        assert run_prepared(prepare(loaded)).log.requests.columns["status"].tolist() == [0, 0]
+        return
+    with pytest.raises(
+        ConfigError, match=rf"beside the {other_tokens} .*raise it to at least {8191 + other_tokens}"
+    ):
+        run_prepared(prepare(loaded))
