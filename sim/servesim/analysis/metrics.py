@@ -66,7 +66,7 @@ def summarise(run: Run) -> Summary:
     total_output = int(column["generated_tokens"][done].sum())
     failed = int(np.isin(column["status"], (_STATUS["refused"], _STATUS["lost"])).sum())
     rate, burstiness, concurrency = _arrival_settings(run)
-    stands_for = scenario.hardware.replicas / scenario.hardware.num_simulated
+    stands_for = run.stands_for
     num_gpus, price_usd = _gpus(run)
     summary = Summary(
         name=scenario.name,

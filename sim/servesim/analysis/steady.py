@@ -36,7 +36,7 @@ def steady_summary(run: Run, cut: float) -> Summary:
     summary = summarise(replace(run, log=log))
     if not len(log.requests) or not len(log.steps):
         return summary
-    return _with_rates(summary, run.log, log, begin_s, end_s)
+    return _with_rates(summary, run, log, begin_s, end_s)
 
 
 def steady_window_s(run: Run, cut: float) -> tuple[float, float]:
@@ -65,14 +65,15 @@ def _between(log: Log, begin_s: float, end_s: float) -> Log:
     return kept
 
 
-def _with_rates(summary: Summary, whole: Log, part: Log, begin_s: float, end_s: float) -> Summary:
+def _with_rates(summary: Summary, run: Run, part: Log, begin_s: float, end_s: float) -> Summary:
     """Throughputs of what was done in the time, in place of what was asked in it over when that ended."""
-    column = {name: np.array(values) for name, values in whole.requests.columns.items()}
+    column = {name: np.array(values) for name, values in run.log.requests.columns.items()}
     ended: Mask = (column["finish_s"] >= begin_s) & (column["finish_s"] <= end_s) & (column["status"] <= 1)
     steps = {name: np.array(values) for name, values in part.steps.columns.items()}
     window_s = end_s - begin_s
-    requests = float(ended.sum()) / window_s
-    output = float(steps["steps"] @ steps["outputs"]) / window_s
+    per_s = run.stands_for / window_s
+    requests = float(ended.sum()) * per_s
+    output = float(steps["steps"] @ steps["outputs"]) * per_s
     goodput = summary.request_goodput
     if goodput is not None and summary.request_throughput:
         goodput *= requests / summary.request_throughput
@@ -82,5 +83,5 @@ def _with_rates(summary: Summary, whole: Log, part: Log, begin_s: float, end_s: 
         request_throughput=requests,
         request_goodput=goodput,
         output_throughput=output,
-        total_token_throughput=output + float(column["prompt_tokens"][ended].sum()) / window_s,
+        total_token_throughput=output + float(column["prompt_tokens"][ended].sum()) * per_s,
     )
