@@ -274,3 +274,28 @@ def test_a_burst_is_told_as_a_burst():
 def test_the_configuration_hash_follows_every_value():
     assert handmade_run().config_hash == handmade_run().config_hash
     assert handmade_run().config_hash != handmade_run(seed=8).config_hash
+
+
+def test_seconds_are_counted_however_far_apart_they_are():
+    """Microseconds since 1970 taken for seconds: only what happens may take memory, not the time between."""
+    log, gap_s = Log(), 1.7e15
+    for begin_s in (0.0, gap_s):
+        log.steps.append(begin_s, 0.25, 0.0, 3, 1, 0, 0, 9, 2, 1, 1, 0, 0, 0, *([0] * 16))
+        for request in range(3):
+            log.requests.append(begin_s, begin_s, begin_s + 0.25, begin_s + 0.75, request, 1, 2, 2, 0, 0, 0)
+    summary = summarise(handmade_run(log))
+    assert summary.max_output_tokens_per_s == 6
+    assert summary.max_concurrent_requests == 3
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=12))
+def test_the_most_concurrent_requests_are_those_that_touch_one_second(stays):
+    log = Log()
+    for arrival_s, stay_s in stays:
+        log.requests.append(arrival_s, arrival_s, arrival_s, arrival_s + stay_s, 0, 1, 1, 1, 0, 0, 0)
+    first_s = min(arrival_s for arrival_s, _ in stays)
+    touched = [
+        range(int(arrival_s - first_s), int(arrival_s + stay_s - first_s) + 1) for arrival_s, stay_s in stays
+    ]
+    most = max(sum(second in each for each in touched) for second in range(20))
+    assert summarise(handmade_run(log)).max_concurrent_requests == most

@@ -6,6 +6,7 @@ import pytest
 
 from handmade import handmade_run
 from servesim.analysis.steady import steady_summary
+from servesim.engine.events import Log
 
 RATES = ("request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
 
@@ -20,3 +21,16 @@ def test_simulated_replicas_stand_for_all_in_the_steady_part_too() -> None:
         assert getattr(many, name) == pytest.approx(25 * getattr(one, name)), name
     assert many.offered_rate == pytest.approx(25 * one.offered_rate)
     assert many.num_gpus == 50 * one.num_gpus
+
+
+def test_steps_of_the_window_may_begin_before_its_first_arrival() -> None:
+    """A long answer is still being written, seconds before the next request comes."""
+    log = Log()
+    for second in range(20):
+        log.steps.append(float(second), 1.0, 0.0, 1, 1, 0, 0, 9, 1 + second % 2, 1, 1, 0, 0, 0, *([0] * 16))
+    for arrival_s, finish_s in ((0.0, 12.0), (8.0, 9.0), (15.0, 16.0), (20.0, 20.0)):
+        log.requests.append(arrival_s, arrival_s, arrival_s, finish_s, 0, 9, 9, 9, 0, 0, 0)
+    steady = steady_summary(handmade_run(log), 0.1)
+    assert (steady.completed, steady.max_output_tokens_per_s) == (1, 2)
+    # From 2.0 until one 90th percentile of the latencies (8.7 s) before the last arrival: ten steps.
+    assert steady.output_throughput == pytest.approx(15 / 9.3)

@@ -163,7 +163,7 @@ def _per_token(line: Timeline, log: Log, first_s: float) -> tuple[Distribution, 
     itl = weighted_distribution(*itl_sample(log, line, steps))
     if not len(steps.row):
         return itl, 0.0
-    second = (steps.end_s - first_s).astype(np.int64)
+    _, second = np.unique(np.floor(steps.end_s - first_s), return_inverse=True)
     per_second = np.bincount(second, weights=line.columns["outputs"][steps.row])
     return itl, float(per_second.max())
 
@@ -172,11 +172,9 @@ def _max_concurrent(arrival_s: Floats, finish_s: Floats) -> int:
     """Most completed requests that touch one and the same second, as vLLM's client counts them."""
     if not len(arrival_s):
         return 0
-    second = (arrival_s - arrival_s.min()).astype(np.int64)
-    last = (finish_s - arrival_s.min()).astype(np.int64)
-    change = np.bincount(second, minlength=int(last.max()) + 2)
-    change -= np.bincount(last + 1, minlength=len(change))
-    return int(np.cumsum(change).max())
+    begun, ended = (np.sort(np.floor(times_s - arrival_s.min())) for times_s in (arrival_s, finish_s))
+    gone = np.searchsorted(ended, begun)  # by the second in which each begins
+    return int((np.arange(1, len(begun) + 1) - gone).max())
 
 
 def _check_slo(slo: SloConfig, times: RequestTimes) -> tuple[tuple[SloCheck, ...], int]:
