@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from handmade import handmade_run
+from handmade import handmade_log, handmade_run
+from servesim.analysis.metrics import summarise
 from servesim.analysis.steady import steady_summary
 from servesim.engine.events import Log
 
@@ -34,3 +35,16 @@ def test_steps_of_the_window_may_begin_before_its_first_arrival() -> None:
     assert (steady.completed, steady.max_output_tokens_per_s) == (1, 2)
     # From 2.0 until one 90th percentile of the latencies (8.7 s) before the last arrival: ten steps.
     assert steady.output_throughput == pytest.approx(15 / 9.3)
+
+
+def test_what_the_log_counts_over_a_whole_run_is_of_the_window_or_left_out() -> None:
+    """Of three decodes one is in the window, beside a chunk of ten tokens."""
+    log = handmade_log()
+    log.counters |= {"spec_decode_num_draft_tokens": 30, "admission_failures_seats": 4, "copied_blocks": 7}
+    whole, steady = handmade_run(log), steady_summary(handmade_run(log), 0.3)
+    assert summarise(whole).load.mean_step_tokens == pytest.approx((150 + 2 + 10 + 1 + 20 + 30) / 6)
+    assert steady.load.num_steps == 2
+    assert steady.load.mean_step_tokens == pytest.approx((10 + 1 + 30 / 3) / 2)
+    assert summarise(whole).load.admission_failures == {"seats": 4}
+    assert summarise(whole).load.blocks_moved == {"copied_blocks": 7}
+    assert steady.load.admission_failures == steady.load.blocks_moved == {}

@@ -236,7 +236,9 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
         preemptions=int(column["preemptions"].sum()),
         preempted_requests=int((column["preemptions"] > 0).sum()),
         admission_failures={
-            name: log.counters.get(f"admission_failures_{name}", 0) for name in Log.ADMISSION_FAILURES[1:]
+            name: log.counters[key]
+            for name in Log.ADMISSION_FAILURES[1:]
+            if (key := f"admission_failures_{name}") in log.counters
         },
         prefix_cache_queries=log.counters.get("prefix_cache_queries", 0),
         prefix_cache_hits=log.counters.get("prefix_cache_hits", 0),

@@ -29,7 +29,9 @@ def steady_summary(run: Run, cut: float) -> Summary:
 
     Requests of the last 90th percentile of E2E latency before the last arrival are left out, too: the engine
     empties around them. Means over time and throughputs are of the steps between these two instants. The
-    prefix cache's hits are those at first admission; inter-token gaps of several steps are of the whole run.
+    prefix cache's hits are those at first admission; inter-token gaps of several steps are of the whole run,
+    and so are drafts, in proportion to the decodes. What the log counts over a whole run only is left out:
+    admission failures, moved blocks.
     """
     begin_s, end_s = steady_window_s(run, cut)
     log = _between(run.log, begin_s, end_s)
@@ -55,7 +57,9 @@ def _between(log: Log, begin_s: float, end_s: float) -> Log:
     kept.requests = log.requests.where((arrival_s >= begin_s) & (arrival_s <= end_s))
     kept.steps = log.steps.where((start_s >= begin_s) & (start_s <= end_s))
     kept.itl_gaps_s = log.itl_gaps_s
-    kept.counters = dict(log.counters)
+    share = _decodes(kept) / max(_decodes(log), 1)
+    drafts = {name: n for name, n in log.counters.items() if name.startswith("spec_decode")}
+    kept.counters = {name: round(n * share) for name, n in drafts.items()}
     kept.end_s, kept.interrupted, kept.fleet = log.end_s, log.interrupted, log.fleet
     if log.counters.get("prefix_cache_queries"):
         column = {name: np.array(values) for name, values in kept.requests.columns.items()}
@@ -63,6 +67,10 @@ def _between(log: Log, begin_s: float, end_s: float) -> Log:
         kept.counters["prefix_cache_queries"] = int(column["prompt_tokens"][looked_up].sum())
         kept.counters["prefix_cache_hits"] = int(column["cached_tokens"][looked_up].sum())
     return kept
+
+
+def _decodes(log: Log) -> int:
+    return int(log.steps.columns["steps"] @ log.steps.columns["decodes"])
 
 
 def _with_rates(summary: Summary, run: Run, part: Log, begin_s: float, end_s: float) -> Summary:

@@ -63,7 +63,8 @@ class Load:
     preemptions: int
     preempted_requests: int
     admission_failures: dict[str, int]
-    """Requests that had to wait at the head of the queue, by reason (Log.ADMISSION_FAILURES)."""
+    """Requests that had to wait at the head of the queue, by reason (Log.ADMISSION_FAILURES); empty where a
+    log does not count them."""
     prefix_cache_queries: int
     prefix_cache_hits: int
     blocks_moved: dict[str, int]
@@ -109,7 +110,7 @@ class KvUse:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """Speculative decoding over a whole run, as vLLM counts it; a draft is one verification of a request."""
+    """Speculative decoding as vLLM counts it; a draft is one verification of a request."""
 
     num_drafts: int
     draft_tokens: int
