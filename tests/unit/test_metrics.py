@@ -17,6 +17,8 @@ from servesim.analysis.metrics import request_times, summarise
 from servesim.analysis.series import CURVE_QUANTILES, latency_curves, time_series
 from servesim.analysis.timeline import KV_CLASSES, expand_steps, timeline
 from servesim.engine.events import Log
+from servesim.report.as_json import result
+from servesim.report.terminal import result_text
 
 SAMPLES = st.lists(
     st.tuples(st.floats(-1e6, 1e6, allow_subnormal=False), st.integers(0, 9)), min_size=1, max_size=40
@@ -106,6 +108,20 @@ def test_goodput_counts_requests_that_keep_every_limit():
     assert [check.within for check in summary.slo] == [0.25, 0.75]
     assert [check.met for check in summary.slo] == [False, False]
     assert summarise(handmade_run(slo={})).request_goodput is None
+
+
+def test_a_tpot_limit_is_kept_where_every_answer_is_one_token():
+    log = Log()
+    log.requests.append(0.0, 0.0, 0.5, 0.5, 0, 9, 1, 1, 0, 0, 0)
+    summary = summarise(handmade_run(log, slo={"tpot_p99_s": 0.1}))
+    [check] = summary.slo
+    assert check.met
+    assert (check.p99_s, check.within) == (0.0, 1.0)
+    assert "SLO P99 TPOT <= 100 ms:                  met (100" in result_text(summary)
+    assert result(summary)["slo"][0]["met"] is True
+    [unknown] = summarise(handmade_run(Log(), slo={"tpot_p99_s": 0.1})).slo
+    assert not unknown.met
+    assert math.isnan(unknown.p99_s)
 
 
 def test_load_is_averaged_over_time():

@@ -180,7 +180,8 @@ def _max_concurrent(arrival_s: Floats, finish_s: Floats) -> int:
 def _check_slo(slo: SloConfig, times: RequestTimes) -> tuple[tuple[SloCheck, ...], int]:
     """Each limit against its 99th percentile, and the number of requests that keep all limits.
 
-    As in vLLM's goodput, the TPOT of a request of one token counts as 0.
+    As in vLLM's goodput, the TPOT of a request of one token counts as 0; a percentile has such a request in
+    it only where there are no others.
     """
     done = times.completed
     good = np.ones(int(done.sum()), dtype=np.bool_)
@@ -194,7 +195,8 @@ def _check_slo(slo: SloConfig, times: RequestTimes) -> tuple[tuple[SloCheck, ...
             continue
         kept = ~(value_s > limit_s)
         good &= kept
-        p99_s = distribution(value_s[~np.isnan(value_s)]).p99_s
+        known_s = value_s[~np.isnan(value_s)]
+        p99_s = distribution(known_s if len(known_s) else np.zeros(len(value_s))).p99_s
         checks.append(SloCheck(metric, limit_s, p99_s, float(kept.mean()) if len(kept) else math.nan))
     return tuple(checks), int(good.sum())
 

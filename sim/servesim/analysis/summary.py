@@ -32,6 +32,7 @@ class SloCheck:
     metric: str
     limit_s: float
     p99_s: float
+    """NaN when no request completed."""
     within: float
     """Share of the completed requests that keep the limit."""
 
