@@ -16,6 +16,7 @@ from servesim.analysis.distribution import distribution, weighted_distribution, 
 from servesim.analysis.metrics import request_times, summarise
 from servesim.analysis.series import CURVE_QUANTILES, latency_curves, time_series
 from servesim.analysis.timeline import KV_CLASSES, expand_steps, timeline
+from servesim.analysis.warmup import load_of
 from servesim.engine.events import Log
 from servesim.report.as_json import result
 from servesim.report.terminal import result_text
@@ -152,6 +153,16 @@ def test_kv_classes_are_averaged_over_time_and_add_up_to_the_pool():
     assert kv.peak_usage == pytest.approx(0.16)
     assert kv.sharing == 1.0
     assert kv.adds_up
+
+
+def test_what_a_buddy_allocator_adds_is_allocated_to_live_requests():
+    pool, log = [100, 20, 5, 25, 0, 0, POOL - 150, 100], Log()
+    for second in range(4):
+        log.steps.append(float(second), 1.0, 0.0, 1, 1, 0, 0, 9, 1, 1, 1, 0, 0, 0, *(pool * 2))
+        log.requests.append(second, second, second + 1, second + 1, second, 1, 1, 1, 0, 0, 0)
+    run = handmade_run(log)
+    assert summarise(run).kv.mean_usage * POOL == pytest.approx(150)
+    np.testing.assert_allclose(load_of(run).kv_tokens, 150)
 
 
 def test_a_class_that_does_not_add_up_is_told():

@@ -285,8 +285,7 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
 
     pool = pool_in(None)
 
-    held = ("tokens", "reserved", "internal", "round_up")
-    live = [np.sum([ends[name][end] for name in held], axis=0) for end in (0, 1)]
+    live = line.live()
     usage = np.concatenate(live) / np.maximum(pools, 1)
     stored, reserved, internal, logical = (
         float(line.integral(*line.kv(name)).sum()) for name in ("tokens", "reserved", "internal", "logical")
@@ -309,7 +308,7 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
         in_queue=in_queue,
         external=sum(mean[name] for name in _EXTERNAL),
         external_in_queue=sum(in_queue[name] for name in _EXTERNAL),
-        mean_usage=_per(line.mean(live[0], live[1]), pool),
+        mean_usage=_per(line.mean(*live), pool),
         peak_usage=float(usage.max()) if len(usage) else math.nan,
         sharing=_per(logical, stored),
         saved_by_sharing=_per(logical - stored, logical + empty),
