@@ -133,6 +133,20 @@ def test_moments_of_a_length_law():
     assert account.predicted.requests_that_fit == account.identity.pool_slots // 16_384
 
 
+@pytest.mark.parametrize(("allocator", "known"), [("paged", False), ("contiguous-max", True)])
+def test_no_closed_form_where_layers_give_up_what_lies_behind_their_window(allocator, known):
+    overrides = [
+        "model=gemma-3-27b",
+        f"engine.allocator={allocator}",
+        "engine.enable_prefix_caching=false",
+        "engine.max_model_len=4096",
+        "workload.num_requests=40",
+    ]
+    account = api.simulate("poisson-chat", overrides=overrides).fragmentation
+    assert (account.predicted is not None) is known
+    assert len(account.waste.output_tokens) > 0
+
+
 @pytest.mark.parametrize(
     "settings",
     [
