@@ -15,7 +15,9 @@ from servesim.analysis.lab import allocator_names, run_lab, variant
 from servesim.analysis.slo_capacity import find_capacity
 from servesim.cli import app
 from servesim.errors import ConfigError
+from servesim.report import fragmentation_charts
 from servesim.report.finished import finished_text
+from servesim.report.fragmentation import account_words
 
 FEW = ["workload.trace.max_requests=120"]
 
@@ -102,6 +104,8 @@ def test_only_what_a_scenario_can_have_is_tried_when_nothing_is_named():
     assert entry.account.predicted is None
     assert entry.account.sharing > 1.5
     assert lab.maps[0].bands
+    assert [bar["y"] for bar in fragmentation_charts.batch(lab.entries)["data"]][1] == [None]
+    assert "closed form" not in account_words(entry.account)
 
 
 @pytest.mark.parametrize("wrong", ["pagd", "paged+block_size", "", "+x=1"])

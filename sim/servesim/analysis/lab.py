@@ -47,7 +47,7 @@ class BlockSize:
     predicted_empty_slots: float
     """From the lengths, by closed form."""
     uniform_empty_slots: float
-    """(B - 1) / 2, where the ends of the requests fall anywhere in a block."""
+    """(B - 1) / 2 for each group of layers, where the ends of the requests fall anywhere in a block."""
     lost: float
     running: float
     request_throughput: float
@@ -204,7 +204,7 @@ def _block_size(source: str, overrides: list[str], block_size: int) -> BlockSize
         blocks_per_table=-(-run.scenario.engine.max_model_len // block_size),
         empty_slots=empty / account.pressed_running if account.pressed_running else float("nan"),
         predicted_empty_slots=predicted.reserved + predicted.internal if predicted else float("nan"),
-        uniform_empty_slots=(block_size - 1) / 2,
+        uniform_empty_slots=(block_size - 1) / 2 * len(run.memory.kv_layout.group_windows),
         lost=shares.lost,
         running=account.pressed_running,
         request_throughput=summary.request_throughput,

@@ -170,13 +170,15 @@ def account_table(account: Fragmentation) -> Table:
 
 def account_words(account: Fragmentation) -> str:
     """What a run lost, in a sentence or two."""
-    cost, fits = account.cost, account.predicted.requests_that_fit if account.predicted else math.nan
+    cost, fits = account.cost, ""
+    if account.predicted:
+        fits = f"; by closed form {_number(account.predicted.requests_that_fit, 1)} would fill the pool"
     money = "" if cost.lost_usd_per_hour is None else f", ${cost.lost_usd_per_hour:.2f} an hour"
     lost = f"{account.pressed.lost * 100:.1f} % of the pool ({cost.lost_bytes / GIB:.2f} GiB{money})"
     return (
         f"{period([account])}, {lost} holds nothing that is needed and cannot be given to the next request. "
-        f"{account.pressed_running:.1f} requests run at a time; by closed form {_number(fits, 1)} would fill "
-        f"the pool. A request is given {account.waste.mean:,.1f} slots that it never fills."
+        f"{account.pressed_running:.1f} requests run at a time{fits}. A request is given "
+        f"{account.waste.mean:,.1f} slots that it never fills."
     )
 
 
