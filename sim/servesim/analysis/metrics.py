@@ -23,7 +23,7 @@ from servesim.config.scenario import SloConfig
 from servesim.config.workload import BurstArrivals, ClosedLoopArrivals, GammaArrivals
 from servesim.engine.events import Log
 
-__all__ = ["RequestTimes", "itl_sample", "request_times", "summarise"]
+__all__ = ["RequestTimes", "gpus_of", "itl_sample", "request_times", "summarise"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -67,7 +67,7 @@ def summarise(run: Run) -> Summary:
     failed = int(np.isin(column["status"], (_STATUS["refused"], _STATUS["lost"])).sum())
     rate, burstiness, concurrency = _arrival_settings(run)
     stands_for = run.stands_for
-    num_gpus, price_usd = _gpus(run)
+    num_gpus, price_usd = gpus_of(run)
     summary = Summary(
         name=scenario.name,
         model=run.model.name,
@@ -113,8 +113,8 @@ def summarise(run: Run) -> Summary:
     return replace(summary, warnings=judge(run, summary, line))
 
 
-def _gpus(run: Run) -> tuple[int, float | None]:
-    """How many in all, and their price per hour, if every one has one."""
+def gpus_of(run: Run) -> tuple[int, float | None]:
+    """How many in all, with those that an autoscaler may order, and their price per hour, if all have one."""
     engine, price_usd = run.scenario.engine, run.gpu.price_per_hour_usd
     if run.pools:
         counts = [pool.replicas * pool.gpus_per_replica for pool in run.pools]
