@@ -20,6 +20,7 @@ from servesim.config.load import load_scenario
 from servesim.engine.build import build_scheduler
 from servesim.engine.events import Log
 
+BURST = "workload.arrivals={process: burst}"
 SHORT = ["workload.trace.max_requests=1000", "workload.trace.rate_scale=6"]
 
 
@@ -231,6 +232,16 @@ def test_tokens_cost_what_was_paid_for_a_fleet_that_grows():
     cost, tokens = result.fragmentation.cost, result.summary.total_output_tokens
     assert cost.usd_per_million_output_tokens == pytest.approx(paid.cost_usd / tokens * 1e6)
     assert cost.lost_usd_per_hour == pytest.approx(cost.lost_gpus * result.run.gpu.price_per_hour_usd)
+
+
+def test_a_run_that_takes_no_time_has_no_account():
+    still = "engine.step_time={law: linear, base_s: 0}"
+    changes = ["workload.num_requests=5", "workload.sessions=null", still, BURST]
+    result = api.simulate("poisson-chat", overrides=changes)
+    assert result.summary.completed == 5
+    assert result.fragmentation is None
+    assert json.loads(result.to_json())["fragmentation"] is None
+    assert "Fragmentation" not in result.to_html()
 
 
 def test_the_result_json_tells_the_account():

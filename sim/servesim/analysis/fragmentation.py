@@ -149,7 +149,7 @@ class Fragmentation:
 
 
 def fragmentation(run: Run, summary: Summary | None = None, name: str | None = None) -> Fragmentation | None:
-    """The account of one run; None when nothing was ever scheduled, and for KV pools of several sizes.
+    """The account of one run; None when no step ever took any time, and for KV pools of several sizes.
 
     Raises ArithmeticError when the classes do not add up to the pool at every row of the log.
     """
@@ -163,7 +163,8 @@ def fragmentation(run: Run, summary: Summary | None = None, name: str | None = N
     watermark_slots = watermark if engine.allocator == "paged" else 0
     identity = _identity(line, watermark_slots)
     whole = shares_of(line, identity.pool_slots, watermark_slots, queued_only=False)
-    assert whole is not None
+    if whole is None:
+        return None
     in_queue = shares_of(line, identity.pool_slots, watermark_slots, queued_only=True)
     return Fragmentation(
         name=name or summary.name,
