@@ -132,6 +132,12 @@ def test_a_block_size_at_which_the_longest_request_does_not_fit_is_left_out():
     assert lab.left_out["block size 1024"].startswith("engine.max_model_len: one request of this length")
 
 
+def test_the_sweep_compares_pools_of_the_same_bytes():
+    few = [*FEW, "engine.num_gpu_blocks_override=800"]
+    lab = run_lab("chat-1000", few, allocators=["paged"], block_sizes=(1, 16, 128), maps=False)
+    assert [point.num_blocks + 1 for point in lab.block_sizes] == [12_800, 800, 100]
+
+
 @pytest.mark.parametrize("settings", [{"allocators": ["paged", "contiguous-max"]}, {"capacity": True}])
 def test_what_stops_a_run_is_said_before_anything_is_simulated(settings):
     """With windows a request of 65,536 tokens fits in pages, not in one piece; and no SLO is set."""

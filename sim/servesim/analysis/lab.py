@@ -100,7 +100,7 @@ def run_lab(
     if not settings:
         every = {name: variant(source, overrides, name) for name in allocator_names()}
         settings = _possible(every, base, left_out)
-    sizes = {f"block size {size}": _of_block_size(source, overrides, size) for size in block_sizes}
+    sizes = {f"block size {size}": _of_block_size(source, overrides, size, base) for size in block_sizes}
     sizes = _possible(sizes, base, left_out)
     entries = [_entry(*each, name, replications, capacity, on_run) for name, each in settings.items()]
     if maps and any(_is_fleet(entry.run.scenario) for entry in entries):
@@ -193,10 +193,13 @@ def variant(source: str, overrides: Sequence[str], allocator: str) -> Variant:
     return source, [*overrides, *(f"engine.{setting}" for setting in plain), f"engine.allocator={name}", *own]
 
 
-def _of_block_size(source: str, overrides: Sequence[str], block_size: int) -> Variant:
-    """The scenario with paged memory in blocks of that size."""
+def _of_block_size(source: str, overrides: Sequence[str], block_size: int, base: Prepared) -> Variant:
+    """The scenario with paged memory in blocks of that size, of as many bytes also where it counts blocks."""
     source, changes = variant(source, overrides, "paged")
     changes.append(f"engine.block_size={block_size}")
+    blocks = base.engine.num_gpu_blocks_override
+    if blocks is not None:
+        changes.append(f"engine.num_gpu_blocks_override={blocks * base.engine.block_size // block_size}")
     return source, changes
 
 
