@@ -148,6 +148,15 @@ def test_what_stops_a_run_is_said_before_anything_is_simulated(settings):
     assert told == []
 
 
+def test_replications_draw_a_trace_again():
+    few = ["workload.trace.max_requests=200", "workload.trace.rate_scale=6"]
+    only = {"allocators": ["paged"], "block_sizes": (), "maps": False}
+    [entry] = run_lab("azure-conv-h100", few, replications=2, **only).entries
+    assert entry.account.whole.of["tokens"].half_width > 0
+    [alone] = run_lab("azure-conv-h100", few, **only).entries
+    assert alone.summary.ttft == api.simulate("azure-conv-h100", overrides=few).summary.ttft
+
+
 def test_a_fleet_has_no_memory_map_and_that_is_said():
     few = [*FEW, "hardware.replicas=2"]
     lab = run_lab("chat-1000", few, allocators=["paged"], block_sizes=())

@@ -10,12 +10,13 @@ from servesim.analysis.fragmentation import Fragmentation, average, fragmentatio
 from servesim.analysis.memory_map import MemoryMap, busiest_stretch, map_memory
 from servesim.analysis.metrics import summarise
 from servesim.analysis.prepared import build_replica
+from servesim.analysis.replications import resampled, with_seed
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
 from servesim.analysis.slo_capacity import Capacity, find_capacity, rate_setting
 from servesim.analysis.summary import Summary
 from servesim.config.files import list_data
-from servesim.config.load import load_scenario
+from servesim.config.load import LoadedScenario, load_scenario
 from servesim.config.scenario import EngineConfig, Scenario
 from servesim.cost.step_time import build_step_time
 from servesim.errors import ConfigError, Problem, ServesimError, did_you_mean
@@ -110,7 +111,7 @@ def run_lab(
     if stretch[1] > stretch[0]:
         for name, each in settings.items():
             on_run(f"{name}, memory map")
-            drawn.append(map_memory(prepare(load_scenario(*each)), name, *stretch))
+            drawn.append(map_memory(_drawn(load_scenario(*each), 0, replications), name, *stretch))
     swept = []
     for name, each in sizes.items():
         on_run(name)
@@ -203,6 +204,14 @@ def _of_block_size(source: str, overrides: Sequence[str], block_size: int, base:
     return source, changes
 
 
+def _drawn(loaded: LoadedScenario, number: int, replications: int) -> Prepared:
+    """One of the replications; each of several draws its requests again from a trace."""
+    if replications == 1:
+        return prepare(loaded)
+    loaded = with_seed(loaded, loaded.scenario.seed + number)
+    return resampled(loaded, prepare(loaded))
+
+
 def _entry(
     source: str,
     overrides: list[str],
@@ -215,8 +224,7 @@ def _entry(
     runs, summaries, accounts = [], [], []
     for number in range(replications):
         on_run(name if replications == 1 else f"{name}, seed {loaded.scenario.seed + number}")
-        seed = f"seed={loaded.scenario.seed + number}"
-        runs.append(run_prepared(prepare(load_scenario(source, [*overrides, seed]))))
+        runs.append(run_prepared(_drawn(loaded, number, replications)))
         summaries.append(summarise(runs[-1]))
         accounts.append(_account(source, runs[-1], summaries[-1], name))
     found = None
