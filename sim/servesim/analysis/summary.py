@@ -44,7 +44,10 @@ class SloCheck:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How full the engine was. Means over time run from the first arrival to the end of the last step."""
+    """How full the engine was. Means over time run from the first arrival to the end of the last step.
+
+    Of a fleet they are means over all replicas; one that an autoscaler has not ordered counts as idle.
+    """
 
     horizon_s: float
     num_steps: int
@@ -80,7 +83,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class KvUse:
-    """Shares of the KV pool by class (`KV_CLASSES`), averaged over time."""
+    """Shares of the KV pool by class (`KV_CLASSES`), averaged over time, and over replicas as in Load."""
 
     pool_tokens: int
     """Token slots of the pool; a model with several groups of layers takes one in each for every token."""
