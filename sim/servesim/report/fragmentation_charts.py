@@ -58,7 +58,7 @@ def _stack(
     part: str,
     names: list[str],
     kinds: list[str],
-    values: list[float],
+    values: list[float | None],
     errors: list[float | None],
     texts: list[str],
 ) -> dict[str, Any]:
