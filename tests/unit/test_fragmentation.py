@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from servesim.config.load import load_scenario
 from servesim.engine.build import build_scheduler
 from servesim.engine.events import Log
 
+BURST = "workload.arrivals={process: burst}"
 SHORT = ["workload.trace.max_requests=1000", "workload.trace.rate_scale=6"]
 
 
@@ -133,6 +135,20 @@ def test_moments_of_a_length_law():
     assert account.predicted.requests_that_fit == account.identity.pool_slots // 16_384
 
 
+@pytest.mark.parametrize(("allocator", "known"), [("paged", False), ("contiguous-max", True)])
+def test_no_closed_form_where_layers_give_up_what_lies_behind_their_window(allocator, known):
+    overrides = [
+        "model=gemma-3-27b",
+        f"engine.allocator={allocator}",
+        "engine.enable_prefix_caching=false",
+        "engine.max_model_len=4096",
+        "workload.num_requests=40",
+    ]
+    account = api.simulate("poisson-chat", overrides=overrides).fragmentation
+    assert (account.predicted is not None) is known
+    assert len(account.waste.output_tokens) > 0
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -193,6 +209,39 @@ def test_seeds_as_one_account():
     assert mean.seeds == (1, 2, 3)
     assert mean.identity.instants == sum(account.identity.instants for account in accounts)
     assert average(accounts[:1]) is accounts[0]
+
+
+def test_what_seeds_lost_is_of_the_period_that_is_shown():
+    """One seed has a queue and the other hardly any, so that both together have none to speak of."""
+    one = fragmentation(handmade_run())
+    other = replace(one, in_queue=replace(one.in_queue, time_s=0.001))
+    mean = average([one, other])
+    assert (one.has_queue, other.has_queue, mean.has_queue) == (True, False, False)
+    assert one.in_queue.lost != one.whole.lost
+    assert mean.cost.lost_gpus == pytest.approx(one.whole.lost)
+    assert mean.cost.lost_bytes == pytest.approx(mean.cost.pool_bytes * mean.pressed.lost)
+
+
+def test_tokens_cost_what_was_paid_for_a_fleet_that_grows():
+    """Forty requests at once on one replica, of at most six."""
+    rule = "{autoscaler: {max_replicas: 6, target: 10, interval_s: 5, startup_s: 10}}"
+    changes = ["workload.num_requests=40", "hardware.router=least-outstanding", f"fleet={rule}"]
+    result = api.simulate("poisson-chat", overrides=changes)
+    paid = result.summary.fleet.scaling
+    assert paid.mean_paid < 5
+    cost, tokens = result.fragmentation.cost, result.summary.total_output_tokens
+    assert cost.usd_per_million_output_tokens == pytest.approx(paid.cost_usd / tokens * 1e6)
+    assert cost.lost_usd_per_hour == pytest.approx(cost.lost_gpus * result.run.gpu.price_per_hour_usd)
+
+
+def test_a_run_that_takes_no_time_has_no_account():
+    still = "engine.step_time={law: linear, base_s: 0}"
+    changes = ["workload.num_requests=5", "workload.sessions=null", still, BURST]
+    result = api.simulate("poisson-chat", overrides=changes)
+    assert result.summary.completed == 5
+    assert result.fragmentation is None
+    assert json.loads(result.to_json())["fragmentation"] is None
+    assert "Fragmentation" not in result.to_html()
 
 
 def test_the_result_json_tells_the_account():

@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 
 from servesim import api
 from servesim.analysis.finished import Finished, compare_finished, read_finished
-from servesim.analysis.lab import allocator_names, run_lab, variant
+from servesim.analysis.lab import BLOCK_SIZES, allocator_names, run_lab, variant
 from servesim.analysis.slo_capacity import find_capacity
 from servesim.cli import app
-from servesim.errors import ConfigError
+from servesim.errors import ConfigError, ServesimError
+from servesim.report import fragmentation_charts
 from servesim.report.finished import finished_text
+from servesim.report.fragmentation import account_words
 
 FEW = ["workload.trace.max_requests=120"]
 
@@ -102,6 +104,70 @@ def test_only_what_a_scenario_can_have_is_tried_when_nothing_is_named():
     assert entry.account.predicted is None
     assert entry.account.sharing > 1.5
     assert lab.maps[0].bands
+    assert [bar["y"] for bar in fragmentation_charts.batch(lab.entries)["data"]][1] == [None]
+    assert "closed form" not in account_words(entry.account)
+
+
+def test_what_a_scenario_cannot_have_is_left_out_and_said():
+    """Batches that end together need contiguous memory; nothing is lost by asking for all there is."""
+    told = []
+    small = ["workload.num_requests=20"]
+    report = api.fragmentation("continuous-batching-static", overrides=small, on_run=told.append)
+    names = [entry.account.name for entry in report.lab.entries]
+    assert names == ["contiguous-max", "contiguous-pow2", "contiguous-oracle"]
+    assert report.lab.block_sizes == ()
+    assert not any("block size" in what for what in told)
+    assert set(report.lab.left_out) == {"paged", *(f"block size {size}" for size in BLOCK_SIZES)}
+    assert json.loads(report.to_json())["left_out"] == report.lab.left_out
+    assert "paged, block size 1, block size 8" in str(report)
+    assert "static needs a contiguous allocator" in report.to_html()
+
+
+def test_a_block_size_at_which_the_longest_request_does_not_fit_is_left_out():
+    """257 blocks of 16: a request of 4,096 tokens and the null block; blocks of 1,024 leave three."""
+    few = [*FEW, "engine.num_gpu_blocks_override=257"]
+    lab = run_lab("chat-1000", few, allocators=["paged"], block_sizes=(16, 1024), maps=False)
+    assert [point.block_size for point in lab.block_sizes] == [16]
+    assert list(lab.left_out) == ["block size 1024"]
+    assert lab.left_out["block size 1024"].startswith("engine.max_model_len: one request of this length")
+
+
+def test_the_sweep_compares_pools_of_the_same_bytes():
+    few = [*FEW, "engine.num_gpu_blocks_override=800"]
+    lab = run_lab("chat-1000", few, allocators=["paged"], block_sizes=(1, 16, 128), maps=False)
+    assert [point.num_blocks + 1 for point in lab.block_sizes] == [12_800, 800, 100]
+
+
+@pytest.mark.parametrize("settings", [{"allocators": ["paged", "contiguous-max"]}, {"capacity": True}])
+def test_what_stops_a_run_is_said_before_anything_is_simulated(settings):
+    """With windows a request of 65,536 tokens fits in pages, not in one piece; and no SLO is set."""
+    told = []
+    long = ["model=gemma-3-27b", "engine.max_model_len=65536", "hardware.gpu=h100-sxm"]
+    with pytest.raises(ServesimError, match=r"contiguous slots|needs limits"):
+        run_lab("chat-1000", [*FEW, *long], on_run=told.append, **settings)
+    assert told == []
+
+
+def test_replications_draw_a_trace_again():
+    few = ["workload.trace.max_requests=200", "workload.trace.rate_scale=6"]
+    only = {"allocators": ["paged"], "block_sizes": (), "maps": False}
+    [entry] = run_lab("azure-conv-h100", few, replications=2, **only).entries
+    assert entry.account.whole.of["tokens"].half_width > 0
+    [alone] = run_lab("azure-conv-h100", few, **only).entries
+    assert alone.summary.ttft == api.simulate("azure-conv-h100", overrides=few).summary.ttft
+
+
+def test_a_fleet_has_no_memory_map_and_that_is_said():
+    few = [*FEW, "hardware.replicas=2"]
+    lab = run_lab("chat-1000", few, allocators=["paged"], block_sizes=())
+    assert lab.maps == ()
+    assert "one engine" in lab.left_out["memory map"]
+
+
+def test_a_run_that_takes_no_time_is_refused():
+    still = [*FEW, "engine.step_time={law: linear, base_s: 0}"]
+    with pytest.raises(ConfigError, match="takes no time"):
+        run_lab("chat-1000", still, allocators=["paged"], block_sizes=(), maps=False)
 
 
 @pytest.mark.parametrize("wrong", ["pagd", "paged+block_size", "", "+x=1"])

@@ -16,7 +16,10 @@ from servesim.analysis.distribution import distribution, weighted_distribution, 
 from servesim.analysis.metrics import request_times, summarise
 from servesim.analysis.series import CURVE_QUANTILES, latency_curves, time_series
 from servesim.analysis.timeline import KV_CLASSES, expand_steps, timeline
+from servesim.analysis.warmup import load_of
 from servesim.engine.events import Log
+from servesim.report.as_json import result
+from servesim.report.terminal import result_text
 
 SAMPLES = st.lists(
     st.tuples(st.floats(-1e6, 1e6, allow_subnormal=False), st.integers(0, 9)), min_size=1, max_size=40
@@ -108,6 +111,20 @@ def test_goodput_counts_requests_that_keep_every_limit():
     assert summarise(handmade_run(slo={})).request_goodput is None
 
 
+def test_a_tpot_limit_is_kept_where_every_answer_is_one_token():
+    log = Log()
+    log.requests.append(0.0, 0.0, 0.5, 0.5, 0, 9, 1, 1, 0, 0, 0)
+    summary = summarise(handmade_run(log, slo={"tpot_p99_s": 0.1}))
+    [check] = summary.slo
+    assert check.met
+    assert (check.p99_s, check.within) == (0.0, 1.0)
+    assert "SLO P99 TPOT <= 100 ms:                  met (100" in result_text(summary)
+    assert result(summary)["slo"][0]["met"] is True
+    [unknown] = summarise(handmade_run(Log(), slo={"tpot_p99_s": 0.1})).slo
+    assert not unknown.met
+    assert math.isnan(unknown.p99_s)
+
+
 def test_load_is_averaged_over_time():
     load = summarise(handmade_run()).load
     assert load.horizon_s == pytest.approx(2.3)
@@ -136,6 +153,16 @@ def test_kv_classes_are_averaged_over_time_and_add_up_to_the_pool():
     assert kv.peak_usage == pytest.approx(0.16)
     assert kv.sharing == 1.0
     assert kv.adds_up
+
+
+def test_what_a_buddy_allocator_adds_is_allocated_to_live_requests():
+    pool, log = [100, 20, 5, 25, 0, 0, POOL - 150, 100], Log()
+    for second in range(4):
+        log.steps.append(float(second), 1.0, 0.0, 1, 1, 0, 0, 9, 1, 1, 1, 0, 0, 0, *(pool * 2))
+        log.requests.append(second, second, second + 1, second + 1, second, 1, 1, 1, 0, 0, 0)
+    run = handmade_run(log)
+    assert summarise(run).kv.mean_usage * POOL == pytest.approx(150)
+    np.testing.assert_allclose(load_of(run).kv_tokens, 150)
 
 
 def test_a_class_that_does_not_add_up_is_told():
@@ -274,3 +301,28 @@ def test_a_burst_is_told_as_a_burst():
 def test_the_configuration_hash_follows_every_value():
     assert handmade_run().config_hash == handmade_run().config_hash
     assert handmade_run().config_hash != handmade_run(seed=8).config_hash
+
+
+def test_seconds_are_counted_however_far_apart_they_are():
+    """Microseconds since 1970 taken for seconds: only what happens may take memory, not the time between."""
+    log, gap_s = Log(), 1.7e15
+    for begin_s in (0.0, gap_s):
+        log.steps.append(begin_s, 0.25, 0.0, 3, 1, 0, 0, 9, 2, 1, 1, 0, 0, 0, *([0] * 16))
+        for request in range(3):
+            log.requests.append(begin_s, begin_s, begin_s + 0.25, begin_s + 0.75, request, 1, 2, 2, 0, 0, 0)
+    summary = summarise(handmade_run(log))
+    assert summary.max_output_tokens_per_s == 6
+    assert summary.max_concurrent_requests == 3
+
+
+@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=12))
+def test_the_most_concurrent_requests_are_those_that_touch_one_second(stays):
+    log = Log()
+    for arrival_s, stay_s in stays:
+        log.requests.append(arrival_s, arrival_s, arrival_s, arrival_s + stay_s, 0, 1, 1, 1, 0, 0, 0)
+    first_s = min(arrival_s for arrival_s, _ in stays)
+    touched = [
+        range(int(arrival_s - first_s), int(arrival_s + stay_s - first_s) + 1) for arrival_s, stay_s in stays
+    ]
+    most = max(sum(second in each for each in touched) for second in range(20))
+    assert summarise(handmade_run(log)).max_concurrent_requests == most

@@ -35,6 +35,16 @@ def test_mooncakes_hit_rates_against_cache_size():
     assert study.points[-1].evicted_blocks == 0
 
 
+@pytest.mark.parametrize("split", ["tensor_parallel_size=2", "pipeline_parallel_size=2"])
+def test_a_cache_is_as_large_however_its_engine_is_split(split):
+    few = ["workload.num_requests=5"]
+    whole, parts = (
+        study_cache(prepare(load_scenario("poisson-chat", [*few, *more])), [4096])
+        for more in ([], [f"engine.{split}"])
+    )
+    assert parts.points[0].size_bytes == whole.points[0].size_bytes > 0
+
+
 @pytest.mark.parametrize("skew", [0.6, 0.9, 1.2])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
 def test_che_against_a_simulated_cache_under_independent_references(skew, share):

@@ -19,7 +19,7 @@ from servesim.config.workload import WorkloadConfig
 from servesim.errors import TraceError
 from servesim.workload.build import build_workload
 from servesim.workload.request import Request, Segment, Workload
-from servesim.workload.traces import read_azure, read_lengths, read_mooncake
+from servesim.workload.traces import read_azure, read_column, read_lengths, read_mooncake
 
 SHIPPED = Path(__file__).parents[2] / "scenarios" / "traces"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
@@ -217,6 +217,12 @@ class TestSlices:
             (1, 3, 7),
         ]
 
+    def test_no_lengths_left_speaks_of_what_lengths_have(self, tmp_path: Path) -> None:
+        (tmp_path / "l.csv").write_text("num_prefill_tokens,num_decode_tokens\n1,5\n2,6\n")
+        with pytest.raises(TraceError) as refused:
+            replay(tmp_path, "l.csv", "lengths", skip_requests=2)
+        assert str(refused.value).endswith("got 2 requests, skip_requests 2  -> lower skip_requests")
+
 
 class TestGoodFiles:
     def test_plain_gzip_bom_zone_and_blank_lines(self, tmp_path: Path) -> None:
@@ -389,6 +395,16 @@ def test_a_damaged_file_is_read_whole_or_refused(
     arrivals = [request.arrival_s for request in requests]
     assert arrivals == sorted(arrivals)
     assert arrivals[0] == 0
+
+
+def test_a_column_tells_each_bad_row_once_up_to_ten(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("x,tokens\n" + "1,7\n" + 12 * "1,none\n")
+    with pytest.raises(TraceError) as refused:
+        read_column(path, "tokens")
+    assert [problem.line for problem in refused.value.problems] == list(range(3, 13))
+    path.write_text("x,tokens\n1,7\n\n2,8\n")
+    assert read_column(path, "tokens").tolist() == [7, 8]
 
 
 def test_readers_give_columns_of_one_length() -> None:

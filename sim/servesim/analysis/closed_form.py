@@ -52,11 +52,14 @@ def per_request(run: Run, pool_slots: int) -> PerRequest | None:
     """The means over the requests that were served. None when there are none.
 
     Nothing is shared, and no prompt is computed in pieces. None also for static batching (a request keeps its
-    memory until the whole batch has ended), for several sequences per request and for evicted tokens.
+    memory until the whole batch has ended), for several sequences per request, for evicted tokens and for
+    paged layers with attention windows, which give up what lies behind theirs.
     """
     served, engine = served_requests(run), run.scenario.engine
     prompt, output = served.prompt, served.output
-    other_rules = engine.batching == "static" or engine.kv_eviction or run.scenario.workload.sampling
+    windows = engine.allocator == "paged" and run.memory.kv_layout.group_windows != (None,)
+    sampling = run.scenario.workload.sampling
+    other_rules = engine.batching == "static" or engine.kv_eviction or sampling or windows
     if not len(output) or not pool_slots or other_rules:
         return None
     final = prompt + output - 1

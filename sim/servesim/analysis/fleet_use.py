@@ -72,7 +72,6 @@ def _pools(run: Run, line: Timeline) -> Iterator[PoolUse]:
     begun, first = list(run.log.requests.parts), 0
     targets = run.log.fleet.transfers.columns["target"]
     sources = run.log.fleet.transfers.columns["source"]
-    held = ("tokens", "reserved", "internal", "round_up")
     for pool in run.pools:
         numbers = range(first, first + pool.replicas)
         first += pool.replicas
@@ -80,7 +79,6 @@ def _pools(run: Run, line: Timeline) -> Iterator[PoolUse]:
         for part in line.parts[numbers.start : numbers.stop]:
             rows[part] = True
         time_s, of = float(line.duration_s[rows].sum()), line.columns
-        live = [np.sum([line.kv(name)[end] for name in held], axis=0) for end in (0, 1)]
         slots = np.sum([of[f"kv_{name}"] for name in KV_CLASSES], axis=0)
         moved = {"prefill": sources, "decode": targets}.get(pool.serves)
         busy_s = float(line.duration_s[rows & (of["steps"] > 0)].sum())
@@ -96,7 +94,7 @@ def _pools(run: Run, line: Timeline) -> Iterator[PoolUse]:
             busy_share=busy_s / time_s if time_s > 0 else float("nan"),
             mean_running=line.mean(of["running"], of["running"], rows),
             mean_waiting=line.mean(of["waiting"], of["waiting"], rows),
-            kv_usage=line.mean(live[0], live[1], rows) / line.mean(slots, slots, rows)
+            kv_usage=line.mean(*line.live(), rows) / line.mean(slots, slots, rows)
             if time_s > 0
             else float("nan"),
         )

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.closed_form import PerRequest, per_request, served_requests
-from servesim.analysis.metrics import summarise
+from servesim.analysis.metrics import gpus_of, summarise
+from servesim.analysis.quantities import QUANTITIES
 from servesim.analysis.run import Run
 from servesim.analysis.shares import Shares, class_slots, pooled, shares_of
 from servesim.analysis.summary import Summary
@@ -93,7 +94,12 @@ class Fragmentation:
     running_in_queue: float
     sharing: float
     waste: RequestWaste
-    cost: Cost
+    pool_bytes: float
+    """Of all GPUs."""
+    num_gpus: int
+    gpu_usd_per_hour: float | None
+    """Of each, on average; None where a GPU's file gives no price."""
+    usd_per_million_output_tokens: float | None
     preemptions: int
     evicted_blocks: int
     refused: int
@@ -113,7 +119,7 @@ class Fragmentation:
     @property
     def has_queue(self) -> bool:
         """Requests wait often enough (a twentieth of the time) for a mean over that time to say something."""
-        return has_queue(self.whole, self.in_queue)
+        return self.in_queue is not None and self.in_queue.time_s >= 0.05 * self.whole.time_s
 
     @property
     def pressed(self) -> Shares:
@@ -125,18 +131,25 @@ class Fragmentation:
         """The batch attained then."""
         return self.running_in_queue if self.has_queue else self.running
 
+    @property
+    def cost(self) -> Cost:
+        """What the share amounts to that is lost when memory is worth most."""
+        lost, price_usd = self.pressed.lost, self.gpu_usd_per_hour
+        return Cost(
+            pool_bytes=self.pool_bytes,
+            lost_bytes=self.pool_bytes * lost,
+            lost_gpus=self.num_gpus * lost,
+            lost_usd_per_hour=None if price_usd is None else self.num_gpus * lost * price_usd,
+            usd_per_million_output_tokens=self.usd_per_million_output_tokens,
+        )
+
     def predicted_shares(self) -> dict[str, float] | None:
         """By closed form, for the batch attained when it counts."""
         return self.predicted.shares(self.pressed_running) if self.predicted else None
 
 
-def has_queue(whole: Shares, in_queue: Shares | None) -> bool:
-    """Whether requests wait in at least a twentieth of a run."""
-    return in_queue is not None and in_queue.time_s >= 0.05 * whole.time_s
-
-
 def fragmentation(run: Run, summary: Summary | None = None, name: str | None = None) -> Fragmentation | None:
-    """The account of one run; None when nothing was ever scheduled, and for KV pools of several sizes.
+    """The account of one run; None when no step ever took any time, and for KV pools of several sizes.
 
     Raises ArithmeticError when the classes do not add up to the pool at every row of the log.
     """
@@ -145,12 +158,13 @@ def fragmentation(run: Run, summary: Summary | None = None, name: str | None = N
     line = timeline(run.log.steps, float(arrival_s.min()) if len(arrival_s) else 0.0)
     if not len(line) or len({pool.memory.kv_cache_tokens for pool in run.pools}) > 1:
         return None
-    engine = run.scenario.engine
+    engine, (num_gpus, price_usd) = run.scenario.engine, gpus_of(run)
     watermark = int(engine.watermark * run.memory.num_gpu_blocks) * engine.block_size
     watermark_slots = watermark if engine.allocator == "paged" else 0
     identity = _identity(line, watermark_slots)
     whole = shares_of(line, identity.pool_slots, watermark_slots, queued_only=False)
-    assert whole is not None
+    if whole is None:
+        return None
     in_queue = shares_of(line, identity.pool_slots, watermark_slots, queued_only=True)
     return Fragmentation(
         name=name or summary.name,
@@ -165,7 +179,10 @@ def fragmentation(run: Run, summary: Summary | None = None, name: str | None = N
         running_in_queue=summary.load.mean_running_in_queue,
         sharing=summary.kv.sharing,
         waste=_request_waste(run),
-        cost=_cost(run, summary, (in_queue if in_queue and has_queue(whole, in_queue) else whole).lost),
+        pool_bytes=float(summary.memory.kv_cache_bytes * num_gpus),
+        num_gpus=num_gpus,
+        gpu_usd_per_hour=None if price_usd is None else price_usd / num_gpus,
+        usd_per_million_output_tokens=QUANTITIES["usd_per_million_output_tokens"].of(summary),
         preemptions=summary.load.preemptions,
         evicted_blocks=run.log.counters.get("evicted_blocks", 0),
         refused=summary.failed,
@@ -178,6 +195,7 @@ def fragmentation(run: Run, summary: Summary | None = None, name: str | None = N
 
 
 _AVERAGED = (
+    "usd_per_million_output_tokens",
     "running",
     "running_in_queue",
     "sharing",
@@ -207,7 +225,6 @@ def average(replications: Sequence[Fragmentation]) -> Fragmentation:
         ),
         whole=pooled([one.whole for one in replications]),
         in_queue=pooled(queued) if len(queued) == len(replications) else None,
-        cost=_mean_cost([one.cost for one in replications]),
         preemptions=sum(one.preemptions for one in replications),
         evicted_blocks=sum(one.evicted_blocks for one in replications),
         refused=sum(one.refused for one in replications),
@@ -217,7 +234,8 @@ def average(replications: Sequence[Fragmentation]) -> Fragmentation:
 
 
 def _means(replications: Sequence[Fragmentation]) -> dict[str, Any]:
-    return {key: float(np.mean([getattr(one, key) for one in replications])) for key in _AVERAGED}
+    values = {key: [getattr(one, key) for one in replications] for key in _AVERAGED}
+    return {key: None if None in of else float(np.mean(of)) for key, of in values.items()}
 
 
 def _identity(line: Timeline, watermark_slots: int) -> Identity:
@@ -247,26 +265,3 @@ def _request_waste(run: Run) -> RequestWaste:
         edges=_WASTE_EDGES,
         counts=tuple(np.histogram(wasted / asked, _WASTE_EDGES)[0].tolist()),
     )
-
-
-def _cost(run: Run, summary: Summary, lost: float) -> Cost:
-    gpus, price_usd = summary.num_gpus, run.gpu.price_per_hour_usd
-    pool_bytes = float(summary.memory.kv_cache_bytes * gpus)
-    per_million = None
-    if price_usd is not None and summary.output_throughput > 0:
-        per_million = price_usd * gpus / 3600 / summary.output_throughput * 1e6
-    return Cost(
-        pool_bytes=pool_bytes,
-        lost_bytes=pool_bytes * lost,
-        lost_gpus=gpus * lost,
-        lost_usd_per_hour=None if price_usd is None else gpus * lost * price_usd,
-        usd_per_million_output_tokens=per_million,
-    )
-
-
-def _mean_cost(costs: Sequence[Cost]) -> Cost:
-    means: dict[str, Any] = {}
-    for key in ("lost_bytes", "lost_gpus", "lost_usd_per_hour", "usd_per_million_output_tokens"):
-        values = [getattr(one, key) for one in costs]
-        means[key] = None if None in values else float(np.mean(values))
-    return replace(costs[0], **means)

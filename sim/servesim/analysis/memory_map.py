@@ -229,14 +229,9 @@ class _Clock:
 
 def _use(line: Timeline, starts_s: Floats, length_s: float) -> Floats:
     """Mean slots held by live requests in each stretch of ``length_s`` from ``starts_s`` on."""
-    live = [sum(line.kv(name)[end] for name in ("tokens", "reserved", "internal")) for end in (0, 1)]
+    live = line.live()
     return np.array(
-        [
-            line.bin_means(np.array([start_s, start_s + length_s]), np.asarray(live[0]), np.asarray(live[1]))[
-                0
-            ]
-            for start_s in starts_s
-        ]
+        [line.bin_means(np.array([start_s, start_s + length_s]), *live)[0] for start_s in starts_s]
     )
 
 

@@ -23,7 +23,7 @@ from servesim.config.scenario import SloConfig
 from servesim.config.workload import BurstArrivals, ClosedLoopArrivals, GammaArrivals
 from servesim.engine.events import Log
 
-__all__ = ["RequestTimes", "itl_sample", "request_times", "summarise"]
+__all__ = ["RequestTimes", "gpus_of", "itl_sample", "request_times", "summarise"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -66,8 +66,8 @@ def summarise(run: Run) -> Summary:
     total_output = int(column["generated_tokens"][done].sum())
     failed = int(np.isin(column["status"], (_STATUS["refused"], _STATUS["lost"])).sum())
     rate, burstiness, concurrency = _arrival_settings(run)
-    stands_for = scenario.hardware.replicas / scenario.hardware.num_simulated
-    num_gpus, price_usd = _gpus(run)
+    stands_for = run.stands_for
+    num_gpus, price_usd = gpus_of(run)
     summary = Summary(
         name=scenario.name,
         model=run.model.name,
@@ -113,8 +113,8 @@ def summarise(run: Run) -> Summary:
     return replace(summary, warnings=judge(run, summary, line))
 
 
-def _gpus(run: Run) -> tuple[int, float | None]:
-    """How many in all, and their price per hour, if every one has one."""
+def gpus_of(run: Run) -> tuple[int, float | None]:
+    """How many in all, with those that an autoscaler may order, and their price per hour, if all have one."""
     engine, price_usd = run.scenario.engine, run.gpu.price_per_hour_usd
     if run.pools:
         counts = [pool.replicas * pool.gpus_per_replica for pool in run.pools]
@@ -163,7 +163,7 @@ def _per_token(line: Timeline, log: Log, first_s: float) -> tuple[Distribution, 
     itl = weighted_distribution(*itl_sample(log, line, steps))
     if not len(steps.row):
         return itl, 0.0
-    second = (steps.end_s - first_s).astype(np.int64)
+    _, second = np.unique(np.floor(steps.end_s - first_s), return_inverse=True)
     per_second = np.bincount(second, weights=line.columns["outputs"][steps.row])
     return itl, float(per_second.max())
 
@@ -172,17 +172,16 @@ def _max_concurrent(arrival_s: Floats, finish_s: Floats) -> int:
     """Most completed requests that touch one and the same second, as vLLM's client counts them."""
     if not len(arrival_s):
         return 0
-    second = (arrival_s - arrival_s.min()).astype(np.int64)
-    last = (finish_s - arrival_s.min()).astype(np.int64)
-    change = np.bincount(second, minlength=int(last.max()) + 2)
-    change -= np.bincount(last + 1, minlength=len(change))
-    return int(np.cumsum(change).max())
+    begun, ended = (np.sort(np.floor(times_s - arrival_s.min())) for times_s in (arrival_s, finish_s))
+    gone = np.searchsorted(ended, begun)  # by the second in which each begins
+    return int((np.arange(1, len(begun) + 1) - gone).max())
 
 
 def _check_slo(slo: SloConfig, times: RequestTimes) -> tuple[tuple[SloCheck, ...], int]:
     """Each limit against its 99th percentile, and the number of requests that keep all limits.
 
-    As in vLLM's goodput, the TPOT of a request of one token counts as 0.
+    As in vLLM's goodput, the TPOT of a request of one token counts as 0; a percentile has such a request in
+    it only where there are no others.
     """
     done = times.completed
     good = np.ones(int(done.sum()), dtype=np.bool_)
@@ -196,7 +195,8 @@ def _check_slo(slo: SloConfig, times: RequestTimes) -> tuple[tuple[SloCheck, ...
             continue
         kept = ~(value_s > limit_s)
         good &= kept
-        p99_s = distribution(value_s[~np.isnan(value_s)]).p99_s
+        known_s = value_s[~np.isnan(value_s)]
+        p99_s = distribution(known_s if len(known_s) else np.zeros(len(value_s))).p99_s
         checks.append(SloCheck(metric, limit_s, p99_s, float(kept.mean()) if len(kept) else math.nan))
     return tuple(checks), int(good.sum())
 
@@ -238,7 +238,9 @@ def _load(line: Timeline, log: Log, column: dict[str, NDArray[np.float64]]) -> L
         preemptions=int(column["preemptions"].sum()),
         preempted_requests=int((column["preemptions"] > 0).sum()),
         admission_failures={
-            name: log.counters.get(f"admission_failures_{name}", 0) for name in Log.ADMISSION_FAILURES[1:]
+            name: log.counters[key]
+            for name in Log.ADMISSION_FAILURES[1:]
+            if (key := f"admission_failures_{name}") in log.counters
         },
         prefix_cache_queries=log.counters.get("prefix_cache_queries", 0),
         prefix_cache_hits=log.counters.get("prefix_cache_hits", 0),
@@ -283,8 +285,7 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
 
     pool = pool_in(None)
 
-    held = ("tokens", "reserved", "internal", "round_up")
-    live = [np.sum([ends[name][end] for name in held], axis=0) for end in (0, 1)]
+    live = line.live()
     usage = np.concatenate(live) / np.maximum(pools, 1)
     stored, reserved, internal, logical = (
         float(line.integral(*line.kv(name)).sum()) for name in ("tokens", "reserved", "internal", "logical")
@@ -307,7 +308,7 @@ def _kv_use(run: Run, line: Timeline) -> KvUse:
         in_queue=in_queue,
         external=sum(mean[name] for name in _EXTERNAL),
         external_in_queue=sum(in_queue[name] for name in _EXTERNAL),
-        mean_usage=_per(line.mean(live[0], live[1]), pool),
+        mean_usage=_per(line.mean(*live), pool),
         peak_usage=float(usage.max()) if len(usage) else math.nan,
         sharing=_per(logical, stored),
         saved_by_sharing=_per(logical - stored, logical + empty),

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.simulation import Prepared
+from servesim.cost.kv_groups import kv_layout
 from servesim.kv.paged import PagedKVCache
 from servesim.workload.request import Request, Workload
 
@@ -33,6 +34,7 @@ class CachePoint:
     size_tokens: float
     """inf: nothing is ever forgotten."""
     size_bytes: float
+    """On all GPUs of a replica."""
     hit_rate: float
     """Prompt tokens found over prompt tokens asked for."""
     evicted_blocks: int
@@ -63,7 +65,8 @@ def study_cache(
     other request holds blocks meanwhile. What the engine's own run finds lies below, since live requests
     take their share of the pool. ``on_size(size_tokens)`` is called before each replay.
     """
-    engine, layout = prepared.engine, prepared.memory.kv_layout
+    engine = prepared.engine
+    token_bytes = kv_layout(prepared.model, engine).token_bytes * engine.tensor_parallel_size
     requests = list(_in_order(prepared.workload))
     pool_tokens = (prepared.memory.num_gpu_blocks - 1) * engine.block_size
     named = sizes_tokens or [pool_tokens * many for many in _POOLS]
@@ -74,8 +77,7 @@ def study_cache(
         on_size(size)
         hit_rate, evicted = replay(requests, size, engine.block_size)
         expected = che_hit_rate(counts, lengths, size, first_misses=True)
-        size_bytes = size * layout.token_bytes * engine.tensor_parallel_size
-        points.append(CachePoint(size, size_bytes, hit_rate, evicted, expected))
+        points.append(CachePoint(size, size * token_bytes, hit_rate, evicted, expected))
     prompt_tokens = sum(request.prompt_tokens for request in requests)
     return CacheStudy(
         prepared.loaded.scenario.name,

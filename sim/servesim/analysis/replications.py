@@ -34,6 +34,7 @@ __all__ = [
     "replicate",
     "replicate_pair",
     "replicate_runs",
+    "resampled",
     "run_replication",
     "with_seed",
 ]

@@ -47,6 +47,11 @@ class Run:
     pools: tuple[Pool, ...] = ()
 
     @property
+    def stands_for(self) -> float:
+        """Replicas for which each simulated one stands: what one attains is theirs times this."""
+        return self.scenario.hardware.replicas / self.scenario.hardware.num_simulated
+
+    @property
     def config_hash(self) -> str:
         """Twelve hex digits that change with any value of the scenario or of a profile.
 

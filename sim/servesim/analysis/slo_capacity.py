@@ -17,7 +17,7 @@ from servesim.config.load import LoadedScenario, load_scenario
 from servesim.config.workload import BurstArrivals, ClosedLoopArrivals, LengthsTrace
 from servesim.errors import ConfigError, Problem
 
-__all__ = ["Capacity", "find_capacity"]
+__all__ = ["Capacity", "find_capacity", "rate_setting"]
 
 _TRIALS = 10
 _WIDTH = 0.05
@@ -46,7 +46,7 @@ def find_capacity(
     a backlog is left when arrivals end counts as missed, whatever the latencies of those that were served.
     """
     loaded = load_scenario(source, overrides)
-    path, base = _rate_setting(loaded)
+    path, base = rate_setting(loaded)
     reasons: dict[float, str] = {}
     offered = math.nan
 
@@ -63,8 +63,8 @@ def find_capacity(
     return Capacity(kept * offered, missed * offered, len(reasons), reasons.get(missed, ""))
 
 
-def _rate_setting(loaded: LoadedScenario) -> tuple[str, float]:
-    """The setting that scales the arrivals, and its value."""
+def rate_setting(loaded: LoadedScenario) -> tuple[str, float]:
+    """The setting that scales the arrivals, and its value; ConfigError where there is no capacity to find."""
     scenario = loaded.scenario
     if not any((scenario.slo.ttft_p99_s, scenario.slo.tpot_p99_s, scenario.slo.e2e_p99_s)):
         problem = Problem(

@@ -29,14 +29,16 @@ def steady_summary(run: Run, cut: float) -> Summary:
 
     Requests of the last 90th percentile of E2E latency before the last arrival are left out, too: the engine
     empties around them. Means over time and throughputs are of the steps between these two instants. The
-    prefix cache's hits are those at first admission; inter-token gaps of several steps are of the whole run.
+    prefix cache's hits are those at first admission; inter-token gaps of several steps are of the whole run,
+    and so are drafts, in proportion to the decodes. What the log counts over a whole run only is left out:
+    admission failures, moved blocks.
     """
     begin_s, end_s = steady_window_s(run, cut)
     log = _between(run.log, begin_s, end_s)
     summary = summarise(replace(run, log=log))
     if not len(log.requests) or not len(log.steps):
         return summary
-    return _with_rates(summary, run.log, log, begin_s, end_s)
+    return _with_rates(summary, run, log, begin_s, end_s)
 
 
 def steady_window_s(run: Run, cut: float) -> tuple[float, float]:
@@ -55,7 +57,9 @@ def _between(log: Log, begin_s: float, end_s: float) -> Log:
     kept.requests = log.requests.where((arrival_s >= begin_s) & (arrival_s <= end_s))
     kept.steps = log.steps.where((start_s >= begin_s) & (start_s <= end_s))
     kept.itl_gaps_s = log.itl_gaps_s
-    kept.counters = dict(log.counters)
+    share = _decodes(kept) / max(_decodes(log), 1)
+    drafts = {name: n for name, n in log.counters.items() if name.startswith("spec_decode")}
+    kept.counters = {name: round(n * share) for name, n in drafts.items()}
     kept.end_s, kept.interrupted, kept.fleet = log.end_s, log.interrupted, log.fleet
     if log.counters.get("prefix_cache_queries"):
         column = {name: np.array(values) for name, values in kept.requests.columns.items()}
@@ -65,14 +69,19 @@ def _between(log: Log, begin_s: float, end_s: float) -> Log:
     return kept
 
 
-def _with_rates(summary: Summary, whole: Log, part: Log, begin_s: float, end_s: float) -> Summary:
+def _decodes(log: Log) -> int:
+    return int(log.steps.columns["steps"] @ log.steps.columns["decodes"])
+
+
+def _with_rates(summary: Summary, run: Run, part: Log, begin_s: float, end_s: float) -> Summary:
     """Throughputs of what was done in the time, in place of what was asked in it over when that ended."""
-    column = {name: np.array(values) for name, values in whole.requests.columns.items()}
+    column = {name: np.array(values) for name, values in run.log.requests.columns.items()}
     ended: Mask = (column["finish_s"] >= begin_s) & (column["finish_s"] <= end_s) & (column["status"] <= 1)
     steps = {name: np.array(values) for name, values in part.steps.columns.items()}
     window_s = end_s - begin_s
-    requests = float(ended.sum()) / window_s
-    output = float(steps["steps"] @ steps["outputs"]) / window_s
+    per_s = run.stands_for / window_s
+    requests = float(ended.sum()) * per_s
+    output = float(steps["steps"] @ steps["outputs"]) * per_s
     goodput = summary.request_goodput
     if goodput is not None and summary.request_throughput:
         goodput *= requests / summary.request_throughput
@@ -82,5 +91,5 @@ def _with_rates(summary: Summary, whole: Log, part: Log, begin_s: float, end_s: 
         request_throughput=requests,
         request_goodput=goodput,
         output_throughput=output,
-        total_token_throughput=output + float(column["prompt_tokens"][ended].sum()) / window_s,
+        total_token_throughput=output + float(column["prompt_tokens"][ended].sum()) * per_s,
     )

@@ -32,6 +32,7 @@ class SloCheck:
     metric: str
     limit_s: float
     p99_s: float
+    """NaN when no request completed."""
     within: float
     """Share of the completed requests that keep the limit."""
 
@@ -43,7 +44,10 @@ class SloCheck:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How full the engine was. Means over time run from the first arrival to the end of the last step."""
+    """How full the engine was. Means over time run from the first arrival to the end of the last step.
+
+    Of a fleet they are means over all replicas; one that an autoscaler has not ordered counts as idle.
+    """
 
     horizon_s: float
     num_steps: int
@@ -63,7 +67,8 @@ class Load:
     preemptions: int
     preempted_requests: int
     admission_failures: dict[str, int]
-    """Requests that had to wait at the head of the queue, by reason (Log.ADMISSION_FAILURES)."""
+    """Requests that had to wait at the head of the queue, by reason (Log.ADMISSION_FAILURES); empty where a
+    log does not count them."""
     prefix_cache_queries: int
     prefix_cache_hits: int
     blocks_moved: dict[str, int]
@@ -78,7 +83,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class KvUse:
-    """Shares of the KV pool by class (`KV_CLASSES`), averaged over time."""
+    """Shares of the KV pool by class (`KV_CLASSES`), averaged over time, and over replicas as in Load."""
 
     pool_tokens: int
     """Token slots of the pool; a model with several groups of layers takes one in each for every token."""
@@ -109,7 +114,7 @@ class KvUse:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """Speculative decoding over a whole run, as vLLM counts it; a draft is one verification of a request."""
+    """Speculative decoding as vLLM counts it; a draft is one verification of a request."""
 
     num_drafts: int
     draft_tokens: int

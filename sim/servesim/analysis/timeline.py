@@ -19,6 +19,7 @@ Integers = NDArray[np.int64]
 
 KV_CLASSES = ("tokens", "reserved", "internal", "round_up", "holes", "cached", "free")
 """Where a token slot of the KV pool can be; the seven add up to the pool at every step."""
+_LIVE = ("tokens", "reserved", "internal", "round_up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,12 @@ class Timeline:
     def kv(self, name: str) -> tuple[Integers, Integers]:
         """Slots of a KV class (or ``logical``) in the first and in the last step of every row."""
         return self.columns[f"kv_{name}"], self.columns[f"end_kv_{name}"]
+
+    def live(self) -> tuple[Integers, Integers]:
+        """Slots allocated to live requests, as ``kv`` gives them."""
+        ends = zip(*map(self.kv, _LIVE), strict=True)
+        first, last = (np.sum(end, axis=0) for end in ends)
+        return first, last
 
     def integral(self, first: Integers, last: Integers) -> Floats:
         """Integral over each row's time of what goes evenly from ``first`` to ``last`` in its steps.

@@ -70,12 +70,11 @@ def load_of(run: Run) -> Load:
         return Load(begin_s, end_s, np.zeros(0), np.zeros(0))
     edges_s = np.linspace(begin_s, end_s, BINS + 1)
     waiting = line.columns["waiting"]
-    live = [sum(line.kv(name)[end] for name in ("tokens", "reserved", "internal")) for end in (0, 1)]
     return Load(
         begin_s,
         end_s,
         line.bin_means(edges_s, waiting, waiting),
-        line.bin_means(edges_s, np.asarray(live[0]), np.asarray(live[1])),
+        line.bin_means(edges_s, *line.live()),
     )
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from textwrap import wrap
 from typing import Any
 
 from servesim.analysis.fragmentation import Fragmentation
@@ -29,6 +30,7 @@ __all__ = [
     "hole_table",
     "lab_json",
     "lab_text",
+    "left_out",
     "period",
     "share_table",
 ]
@@ -78,6 +80,9 @@ def lab_text(lab: Lab) -> str:
             "  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))
             for cells in (table.head, *table.rows)
         ]
+    if lab.left_out:
+        lines.append(f"{' Left out ':-^{width}}")
+        lines += [line for what, why in left_out(lab) for line in wrap(f"{what}: {why}", width)]
     lines.append("=" * width)
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -90,6 +95,7 @@ def lab_json(lab: Lab) -> str:
         "holes": {one.name: asdict(one.holes) for one in lab.maps if one.holes},
         "memory_maps": {one.name: {"begin_s": one.begin_s, "end_s": one.end_s} for one in lab.maps},
         "block_sizes": [asdict(point) for point in lab.block_sizes],
+        "left_out": lab.left_out,
     }
     return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
 
@@ -170,13 +176,15 @@ def account_table(account: Fragmentation) -> Table:
 
 def account_words(account: Fragmentation) -> str:
     """What a run lost, in a sentence or two."""
-    cost, fits = account.cost, account.predicted.requests_that_fit if account.predicted else math.nan
+    cost, fits = account.cost, ""
+    if account.predicted:
+        fits = f"; by closed form {_number(account.predicted.requests_that_fit, 1)} would fill the pool"
     money = "" if cost.lost_usd_per_hour is None else f", ${cost.lost_usd_per_hour:.2f} an hour"
     lost = f"{account.pressed.lost * 100:.1f} % of the pool ({cost.lost_bytes / GIB:.2f} GiB{money})"
     return (
         f"{period([account])}, {lost} holds nothing that is needed and cannot be given to the next request. "
-        f"{account.pressed_running:.1f} requests run at a time; by closed form {_number(fits, 1)} would fill "
-        f"the pool. A request is given {account.waste.mean:,.1f} slots that it never fills."
+        f"{account.pressed_running:.1f} requests run at a time{fits}. A request is given "
+        f"{account.waste.mean:,.1f} slots that it never fills."
     )
 
 
@@ -226,8 +234,15 @@ def block_table(points: Sequence[BlockSize]) -> Table:
     return Table("Block sizes of the paged allocator", head, rows)
 
 
-def checks(accounts: Sequence[Fragmentation]) -> Table:
-    """The identity of the classes, and what it takes to get the same numbers again."""
+def left_out(lab: Lab) -> Iterator[tuple[str, str]]:
+    """What the scenario cannot have, those with one reason together, and the reason."""
+    for why in dict.fromkeys(lab.left_out.values()):
+        yield ", ".join(name for name, reason in lab.left_out.items() if reason == why), why
+
+
+def checks(lab: Lab) -> Table:
+    """The identity of the classes, what is not here, and what it takes to get the same numbers again."""
+    accounts = [entry.account for entry in lab.entries]
     rows = [
         (
             account.name,
@@ -236,6 +251,7 @@ def checks(accounts: Sequence[Fragmentation]) -> Table:
         )
         for account in accounts
     ]
+    rows += [("left out", f"{what}: {why}") for what, why in left_out(lab)]
     return Table("Check", ("Allocator", "Identity"), (*rows, ("servesim", version("servesim"))), "words")
 
 

@@ -31,7 +31,7 @@ def bars(accounts: Sequence[Fragmentation]) -> Figure:
         kinds += bars_of
     data = []
     for part in FRAGMENT_CLASSES:
-        values, errors, texts = [], list[float | None](), []
+        values, errors, texts = list[float | None](), list[float | None](), []
         for account in accounts:
             share, predicted = account.pressed.of[part], account.predicted_shares()
             pairs = [(share.mean, share.half_width)]
@@ -58,7 +58,7 @@ def _stack(
     part: str,
     names: list[str],
     kinds: list[str],
-    values: list[float],
+    values: list[float | None],
     errors: list[float | None],
     texts: list[str],
 ) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def batch(entries: Sequence[Entry]) -> Figure:
     """The batch that each allocator attains, beside the batch that fits by closed form."""
     accounts = [entry.account for entry in entries]
     names = [account.name for account in accounts]
-    fits = [account.predicted.requests_that_fit if account.predicted else 0.0 for account in accounts]
+    fits = [account.predicted.requests_that_fit if account.predicted else math.nan for account in accounts]
     attained = [account.pressed_running for account in accounts]
     data = [
         {
@@ -98,7 +98,7 @@ def batch(entries: Sequence[Entry]) -> Figure:
             "name": name,
             "x": names,
             "y": [_round(value) for value in values],
-            "text": [f"{value:.1f}" for value in values],
+            "text": ["" if math.isnan(value) else f"{value:.1f}" for value in values],
             "textposition": "outside",
             "cliponaxis": False,
             "marker": {"color": colour},
@@ -109,10 +109,11 @@ def batch(entries: Sequence[Entry]) -> Figure:
             ("Fits, by closed form", fits, "rgba(140,148,158,0.55)"),
         )
     ]
+    highest = max(value for value in (*attained, *fits, 1.0) if not math.isnan(value))
     layout = {
         "barmode": "group",
         "bargap": 0.35,
-        "yaxis": {"title": {"text": "Running requests"}, "range": [0, 1.18 * max(*attained, *fits, 1.0)]},
+        "yaxis": {"title": {"text": "Running requests"}, "range": [0, 1.18 * highest]},
         "hovermode": "closest",
     }
     return {"data": data, "layout": layout}
@@ -235,7 +236,7 @@ def block_sizes(points: Sequence[BlockSize]) -> Figure:
         {
             "type": "scatter",
             "mode": "lines",
-            "name": "(B − 1) / 2",
+            "name": "Ends anywhere in a block",
             "x": sizes,
             "y": [point.uniform_empty_slots for point in points],
             "line": {"color": "#8c949e", "width": 1.5, "dash": "dot"},
@@ -263,6 +264,6 @@ def _percent(share: float) -> str:
     return f"{share * 100:g}"
 
 
-def _round(value: float) -> float:
-    """Five significant digits; 0 for what does not exist."""
-    return 0.0 if math.isnan(value) else float(f"{value:.5g}")
+def _round(value: float) -> float | None:
+    """Five significant digits; None, a gap, for what does not exist."""
+    return None if math.isnan(value) else float(f"{value:.5g}")

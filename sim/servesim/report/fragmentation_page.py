@@ -57,7 +57,7 @@ def lab_html(lab: Lab) -> str:
         series=series,
         hole_table=fragmentation.hole_table(lab.maps),
         block_table=fragmentation.block_table(lab.block_sizes),
-        checks=fragmentation.checks(accounts),
+        checks=fragmentation.checks(lab),
         configuration=sections.configuration(first.run),
         maps=lab.maps,
         ticks=TICKS,

@@ -40,12 +40,23 @@ def recorded_workload(
     order = np.argsort(times_s, kind="stable")
     end_s = np.inf if config.duration_s is None else config.start_s + config.duration_s
     inside = order[(times_s[order] >= config.start_s) & (times_s[order] < end_s)]
-    rows = kept_rows(inside, config.skip_requests, config.max_requests, path)
+    among, step = " between start_s and its end", "lower skip_requests or start_s, or raise duration_s"
+    rows = kept_rows(inside, config.skip_requests, config.max_requests, path, among, step)
     return RecordedWorkload(trace, rows, (times_s[rows] - times_s[rows[0]]) / config.rate_scale, block_tokens)
 
 
-def kept_rows(rows: IntArray, skip_requests: int, max_requests: int | None, path: Path) -> IntArray:
-    """The rows after a skip, at most ``max_requests``; TraceError when none is left."""
+def kept_rows(
+    rows: IntArray,
+    skip_requests: int,
+    max_requests: int | None,
+    path: Path,
+    among: str = "",
+    next_step: str = "lower skip_requests",
+) -> IntArray:
+    """The rows after a skip, at most ``max_requests``; TraceError when none is left.
+
+    ``among`` says what the rows were chosen by, ``next_step`` what would leave more.
+    """
     kept = rows[skip_requests:][:max_requests]
     if not len(kept):
         raise TraceError(
@@ -53,8 +64,8 @@ def kept_rows(rows: IntArray, skip_requests: int, max_requests: int | None, path
                 "no request of the trace is left",
                 file=str(path),
                 path="workload.trace",
-                got=f"{len(rows):,} requests between start_s and its end, skip_requests {skip_requests:,}",
-                next_step="lower skip_requests or start_s, or raise duration_s",
+                got=f"{len(rows):,} requests{among}, skip_requests {skip_requests:,}",
+                next_step=next_step,
             )
         )
     return kept

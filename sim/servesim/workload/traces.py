@@ -94,20 +94,27 @@ def read_csv(path: Path, arrival_column: str, prompt_column: str, output_column:
 
 def read_lengths(path: Path, prompt_column: str, output_column: str) -> Trace:
     """A CSV with a column of prompt lengths and one of output lengths, and no use made of any other."""
-    prompt_tokens, output_tokens, lines = array("q"), array("q"), array("q")
-    faults = _Faults(path)
-    with _opened(path) as file:
-        for line, (prompt, output) in _csv_rows(path, file, (prompt_column, output_column), faults):
-            prompt_tokens.append(faults.tokens(line, prompt_column, prompt))
-            output_tokens.append(faults.tokens(line, output_column, output))
-            lines.append(line)
-    faults.raise_if_any()
+    (prompt_tokens, output_tokens), lines = _lengths(path, (prompt_column, output_column))
     return _trace(path, np.empty(0), prompt_tokens, output_tokens, lines)
 
 
 def read_column(path: Path, column: str) -> IntArray:
     """One column of lengths of a CSV."""
-    return read_lengths(path, column, column).prompt_tokens
+    (tokens,), lines = _lengths(path, (column,))
+    return _trace(path, np.empty(0), tokens, tokens, lines).prompt_tokens
+
+
+def _lengths(path: Path, columns: Sequence[str]) -> tuple[list[array[int]], array[int]]:
+    """The numbers of tokens in each of the columns, and the line of each row."""
+    found, lines = [array("q") for _ in columns], array("q")
+    faults = _Faults(path)
+    with _opened(path) as file:
+        for line, row in _csv_rows(path, file, columns, faults):
+            for tokens, column, text in zip(found, columns, row, strict=True):
+                tokens.append(faults.tokens(line, column, text))
+            lines.append(line)
+    faults.raise_if_any()
+    return found, lines
 
 
 def read_mooncake(path: Path, block_tokens: int) -> Trace:
