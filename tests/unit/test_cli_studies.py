@@ -77,6 +77,15 @@ def test_one_replication_and_a_step_trace_of_many_are_refused(servesim):
     assert "--step-trace" in err
 
 
+def test_an_error_in_another_process_reads_as_in_this_one(servesim):
+    words = ("run", "small.yaml", "--set", "model=llama-3.1-70b", "--replications", "2")
+    here, there = (servesim(*words, "--jobs", jobs) for jobs in "12")
+    assert there == here
+    assert here[0] == 2
+    [line] = here[2].splitlines()
+    assert "llama-3.1-70b does not fit on h100-sxm" in line
+
+
 def test_a_sweep_prints_a_line_per_point_and_is_the_same_when_asked_again(servesim):
     words = ("sweep", "small.yaml", "--vary", "engine.max_num_seqs=2,4", "--jobs", "1")
     status, out, _ = servesim(*words)
