@@ -6,11 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from servesim import api
 from servesim.analysis.attribution import PARTS
 from servesim.analysis.explain import explain_scenario
+from servesim.analysis.explain_cause import cause_of
 from servesim.analysis.explain_trials import Trial, run_trial
 from servesim.analysis.remedies import Remedy, applied, remedies_of
 from servesim.analysis.simulation import prepare
@@ -128,6 +130,22 @@ def test_a_remedy_against_the_rules_is_refused(small):
 def test_every_part_and_cause_has_words():
     assert set(PART_LABELS) == set(PARTS)
     assert all(len(words) == 3 for words in CAUSE_WORDS.values())
+
+
+def test_what_was_never_tried_is_not_the_cause(small):
+    """Nothing relaxes a linear law, and a prefix cache that is on cannot be switched on."""
+    law = "{law: linear, base_s: 0.005, per_token_s: 0.0001}"
+    engine = f"engine={{max_num_seqs: 64, enable_prefix_caching: true, step_time: {law}}}"
+    of = api.explain(small, overrides=[engine], jobs=1).explanation
+    assert not {"cold_cache", "compute", "bandwidth"} & {one.cause for one in of.relaxations}
+    assert of.cause == "compute"
+
+
+def test_what_saves_nothing_is_not_the_cause():
+    seconds = np.array([float(part == "weights") for part in PARTS])
+    for saved in ({"kv": 0.0, "slots": -0.1}, {"kv": float("nan")}, {}):
+        assert cause_of("tpot", False, False, seconds, seconds, saved, 1.0) == "compute"
+    assert cause_of("tpot", False, False, seconds, seconds, {"kv": 0.0, "slots": 0.01}, 1.0) == "slots"
 
 
 def test_a_remedy_shows_its_price_and_a_flag_costs_nothing(small, monkeypatch, capsys):
