@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,22 @@ def test_what_saves_nothing_is_not_the_cause():
     for saved in ({"kv": 0.0, "slots": -0.1}, {"kv": float("nan")}, {}):
         assert cause_of("tpot", False, False, seconds, seconds, saved, 1.0) == "compute"
     assert cause_of("tpot", False, False, seconds, seconds, {"kv": 0.0, "slots": 0.01}, 1.0) == "slots"
+
+
+def test_why_nothing_is_recommended_is_told(small):
+    found = api.explain(small, jobs=1)
+    of = found.explanation
+    assert of.recommended
+    chance = "What helps most on these requests does not save 5 % on others of their kind"
+    nothing = "Nothing that was tried helps by 5 % or more"
+    for change, told in (
+        ({"checked": dict.fromkeys((one.key for one in of.candidates), 0.01)}, chance),
+        ({"remedies": ()}, nothing),
+    ):
+        unadvised = replace(found, explanation=replace(of, **change))
+        assert unadvised.explanation.recommended == []
+        for shown in (str(unadvised), html.unescape(unadvised.to_html())):
+            assert [text for text in (chance, nothing) if text in shown] == [told]
 
 
 def test_a_remedy_shows_its_price_and_a_flag_costs_nothing(small, monkeypatch, capsys):
