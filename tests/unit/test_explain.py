@@ -150,6 +150,16 @@ def test_what_saves_nothing_is_not_the_cause():
     assert cause_of("tpot", False, False, seconds, seconds, {"kv": 0.0, "slots": 0.01}, 1.0) == "slots"
 
 
+@pytest.mark.parametrize("tokens", [1, 2])  # one has no TPOT
+def test_where_nothing_is_drawn_there_are_no_other_requests(small, tokens):
+    arrivals, outputs = "{process: constant, rate_per_s: 200}", f"{{law: fixed, tokens: {tokens}}}"
+    drawn = [f"workload.arrivals={arrivals}", f"workload.output_tokens={outputs}", "engine.max_num_seqs=1"]
+    found = api.explain(small, overrides=drawn, jobs=1)
+    assert found.explanation.recommended
+    assert found.explanation.checked == {}
+    assert "on other requests" not in str(found)
+
+
 def test_why_nothing_is_recommended_is_told(small):
     found = api.explain(small, jobs=1)
     of = found.explanation
