@@ -221,7 +221,7 @@ def validate(
     from servesim import api
 
     with output(out, "validation", wanted=out is not None or not json) as write:
-        with progress_of("validate") as progress:
+        with progress_of("validate", "runs", 1) as progress:
             accuracy = api.validate(
                 folders or (), on_run=lambda name, done, total: progress(done, total, 0.0)
             )
