@@ -254,6 +254,28 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_simulating(se
     assert not refused.out
 
 
+def test_a_mistake_leaves_a_folder_of_the_users_alone(servesim, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    too_large = ("run", "azure-conv-h100", "--set", "model=llama-3.1-70b", "--out")
+    for folder in ("mine", "mine/new/newer", str(tmp_path / "mine")):
+        refused = servesim(*too_large, folder)
+        assert (refused.status, "does not fit" in refused.err) == (2, True)
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"]
+    monkeypatch.chdir(tmp_path / "mine")
+    assert servesim(*too_large, ".").status == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("fragmentation", "std10k", "--block-sizes", "0"), ("prefix-cache", "std10k", "--sizes", "x")],
+)
+def test_an_option_that_is_none_leaves_no_folder(servesim, tmp_path, words):
+    refused = servesim(*words)
+    assert refused.status == 2
+    assert words[2] in refused.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_scenario_is_named(servesim):
     refused = servesim("run", "azure-conv-h10")
     assert refused.status == 2

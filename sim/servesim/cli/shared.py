@@ -139,7 +139,7 @@ def output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[A
         yield write
     except (KeyboardInterrupt, ServesimError) as error:
         if empty and not any(folder.iterdir()):
-            for each in new or [folder]:
+            for each in new:
                 if not any(each.iterdir()):
                     each.rmdir()
             if isinstance(error, KeyboardInterrupt):
