@@ -268,6 +268,8 @@ def test_an_autoscaler_that_comes_late_is_the_cause_and_its_limits_are_remedies(
     more = tried[f"{at}.min_replicas=2 hardware.replicas=2"]
     assert more.change(of.metric, of.figures) < -0.1
     assert of.extra_usd_per_hour(more) > 0
+    run = api.simulate(small, overrides=overrides).summary
+    assert of.usd_per_hour == pytest.approx(run.price_per_hour_usd)
 
 
 def test_pools_and_their_prices(small):
