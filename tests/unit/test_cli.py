@@ -168,6 +168,12 @@ def test_check_refuses_what_serves_nobody(servesim, name):
         ),
         (("plan", "poisson-chat", "--rate", "5", "--slo", "ttft_p9=1"), "--slo  slo.ttft_p9  unknown key"),
         (("plan", "poisson-chat", "--rate", "5", "--vary", "engine.blok_size=8"), "--vary  engine.blok_size"),
+        (
+            ("plan", "poisson-chat", "--rate", "5", "--vary", "hardware.gpu=h100"),
+            "--vary  hardware.gpu  no such GPU",
+        ),
+        (("plan", "poisson-chat", "--rate", "5", "--slo", "0.5"), "--slo  not a limit  got 0.5  -> write"),
+        (("capacity", "poisson-chat", "--slo", "a..b=3"), "--slo  not a limit  got a..b=3  -> write"),
         (("plan", "poisson-chat", "--rate", "5", "--budget", "-5"), "--budget"),
         (("capacity", "poisson-chat", "--slo", "ttft_p9=1"), "--slo  slo.ttft_p9  unknown key"),
         (("calibrate", "no.json"), "no.json  cannot be read  got No such file or directory  -> give"),
