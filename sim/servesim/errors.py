@@ -110,7 +110,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The closest known words as a hint, or the list of all when none is close; case does not count."""
     words = sorted(known)
     longer = [name for name in words if word and name.lower().startswith(word.lower())]
-    if 1 <= len(longer) <= 3:
+    if longer:
         return f"did you mean {' or '.join(longer)}?"
     lower = {name.lower(): name for name in words}
     close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)

@@ -177,6 +177,8 @@ def test_check_refuses_what_serves_nobody(servesim, name):
         (("plan", "poisson-chat", "--rate", "5", "--budget", "-5"), "--budget"),
         (("capacity", "poisson-chat", "--slo", "ttft_p9=1"), "--slo  slo.ttft_p9  unknown key"),
         (("calibrate", "no.json"), "no.json  cannot be read  got No such file or directory  -> give"),
+        (("run", "nothing.yaml"), 'no such scenario  got "nothing.yaml"  -> check the path, or take a name'),
+        (("run", "std1k.yaml"), 'no such scenario  got "std1k.yaml"  did you mean std10k?  -> see'),
     ],
 )
 def test_a_mistake_is_told_by_the_option_that_it_came_by(servesim, tmp_path, words, message):
@@ -280,6 +282,21 @@ def test_an_option_that_is_none_leaves_no_folder(servesim, tmp_path, words):
     assert refused.status == 2
     assert words[2] in refused.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_with_semicolons_is_no_csv(servesim, tmp_path):
+    (tmp_path / "a.csv").write_text("arrival_s;prompt_tokens;output_tokens\n0.0;374;44\n")
+    refused = servesim("run", "azure-conv-h100", "--set", "workload.trace={file: a.csv, format: csv}")
+    told = "servesim: a.csv:1  has no commas between its columns  -> separate the columns by commas\n"
+    assert (refused.status, refused.err) == (2, told)
+
+
+def test_what_is_no_benchmark_says_what_one_is(servesim, tmp_path):
+    for text in ("name: x\n", "[]"):
+        (tmp_path / "a.json").write_text(text)
+        refused = servesim("calibrate", "a.json")
+        assert refused.status == 2
+        assert "-> give a folder of recorded runs, or the JSON of `vllm bench serve" in refused.err
 
 
 def test_an_unknown_scenario_is_named(servesim):
