@@ -253,6 +253,16 @@ def test_prompts_that_are_too_long_are_refused_one_by_one_and_reported(servesim)
     assert "max_model_len" in done.out
 
 
+def test_that_nobody_is_served_is_said_on_stderr(servesim):
+    words = ("azure-conv-h100", *SMALL, "--set", "engine.max_model_len=2", "--json")
+    told = "not one of 60 requests was completed, so most figures are n/a -> the warnings"
+    done = servesim("run", *words)
+    assert done.status == 0
+    assert done.err.startswith(f"servesim: azure-conv-h100: {told}")
+    assert "refused" in json.loads(done.out)["warnings"][1]["text"]
+    assert servesim("compare", "azure-conv-h100", *words).err.count(told) == 2
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused_before_simulating(servesim, tmp_path):
     (tmp_path / "taken").write_text("a file")
     refused = servesim("run", "azure-conv-h100", *SMALL, "--out", "taken")
