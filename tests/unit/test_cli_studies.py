@@ -70,6 +70,13 @@ def test_compare_with_replications_prints_differences(servesim):
     assert not Path("out").exists()
 
 
+def test_replications_that_serve_nobody_say_so(servesim):
+    words = ("run", "small.yaml", "--replications", "2", "--jobs", "1", "--set")
+    told = "Warning (small): no request was completed -> `servesim run` says why"
+    assert told in servesim(*words, "engine.max_model_len=100")[1]
+    assert told not in servesim(*words, "engine.max_model_len=1000")[1]
+
+
 def test_one_replication_and_a_step_trace_of_many_are_refused(servesim):
     assert servesim("run", "small.yaml", "--replications", "1")[0] == 2
     status, _, err = servesim("run", "small.yaml", "--replications", "2", "--step-trace", "t.jsonl")

@@ -142,6 +142,8 @@ def replications_notes(found: Replications) -> Iterator[str]:
 
 def _doubts(found: Replications) -> Iterator[str]:
     name = found.scenario.scenario.name
+    if not any(summary.completed for summary in found.summaries):
+        yield f"Warning ({name}): no request was completed -> `servesim run` says why"
     if not found.steady:
         yield (
             f"Warning ({name}): no steady state was found: the queue or the KV use changes to the end, "
