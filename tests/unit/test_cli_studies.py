@@ -70,6 +70,22 @@ def test_compare_with_replications_prints_differences(servesim):
     assert not Path("out").exists()
 
 
+def test_compared_replications_warn_where_the_traffic_differs(servesim):
+    Path("fast.yaml").write_text("extends: small.yaml\nname: fast\nworkload: {arrivals: {rate_per_s: 30}}\n")
+    Path("few.yaml").write_text("extends: small.yaml\nname: few\nengine: {max_num_seqs: 4}\n")
+    words = ("--replications", "2", "--jobs", "1", "--out", "c")
+    told = "mall and fast do not serve the same requests (their workloads differ)"
+    other, same = (servesim("compare", "small.yaml", name, *words)[1] for name in ("fast.yaml", "few.yaml"))
+    assert f"Warning: s{told}" in other
+    assert "the same requests" not in same
+    assert "the same requests" not in Path("c/compare.html").read_text()
+    assert json.loads(Path("c/compare.json").read_text())["warnings"] == []
+    servesim("compare", "small.yaml", "fast.yaml", *words)
+    assert told in Path("c/compare.html").read_text()
+    [warned] = json.loads(Path("c/compare.json").read_text())["warnings"]
+    assert (warned["kind"], told in warned["text"]) == ("other_traffic", True)
+
+
 def test_replications_that_serve_nobody_say_so(servesim):
     words = ("run", "small.yaml", "--replications", "2", "--jobs", "1", "--set")
     told = "Warning (small): no request was completed -> `servesim run` says why"
