@@ -360,6 +360,8 @@ def test_a_beginning_is_completed_however_many_ends_it_has() -> None:
         ("h100", "did you mean h100-nvl or h100-sxm?"),
         ("H100-SXM", "did you mean h100-sxm?"),
         ("a1000", "did you mean a100?"),
+        ("sxm", "did you mean h100-sxm or h200-sxm?"),
+        ("-s", "allowed: a100, b200, h100-nvl, h100-sxm, h200-sxm"),
         ("tpu", "allowed: a100, b200, h100-nvl, h100-sxm, h200-sxm"),
         ("", "allowed: a100, b200, h100-nvl, h100-sxm, h200-sxm"),
     ],
