@@ -127,6 +127,8 @@ def test_a_sweep_prints_a_line_per_point_and_is_the_same_when_asked_again(serves
         (["--vary", "engine.block_size=8,16", "--figure", "p99_tfft_ms"], "did you mean p99_ttft_ms"),
         (["--vary", "engine.blok_size=8,16"], "did you mean block_size"),
         (["--vary", "engine.block_size=8:16"], "add --latin N"),
+        (["--vary", "seed=1,2", "--vary", "seed=3"], "--vary  seed  varies twice  -> give all its values"),
+        (["--vary", "seed=1,2", "--figure", "ttft"], "did you mean mean_ttft_ms or median_ttft_ms or p99"),
         ([], "add --vary"),
         (["--vary", "engine.block_size=8,16", "--backend", "dask"], "--scheduler ADDRESS"),
     ],
