@@ -118,13 +118,14 @@ def simulate(
     where the requests' time went. Raises ServesimError for anything its author can mend.
     """
     prepared = _prepare(scenario, overrides)
-    total, ended = prepared.workload.num_requests, 0
+    hardware, ended = prepared.loaded.scenario.hardware, 0
+    total = round(prepared.workload.num_requests * hardware.num_simulated / hardware.replicas)
 
     def on_end(now_s: float) -> None:
         nonlocal ended
         ended += 1
         if progress is not None:
-            progress(ended, total, now_s)
+            progress(ended, max(ended, total), now_s)  # the share of some replicas is known by about
 
     if not split_latencies:
         return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
