@@ -120,51 +120,51 @@ def _findings(validations: Sequence[Validation]) -> list[Finding]:
 
 
 _HEADLINES = (
-    "output_throughput",
-    "total_token_throughput",
-    "duration",
     "mean_ttft_ms",
     "mean_tpot_ms",
     "mean_e2el_ms",
     "p99_e2el_ms",
+    "output_throughput",
+    "duration",
     "kv_cache_gib",
     "num_gpu_blocks",
 )
 
 
 def _summary(validations: Sequence[Validation]) -> Section:
-    """Errors by source, GPU, figure and calibration over all loads, the largest median first."""
+    """Errors over all loads by source, GPU and calibration, figures beside one another, the worst first."""
     rows = []
     for one in validations:
-        keys: dict[tuple[str, str, bool], list[float]] = {}
+        errors: dict[tuple[str, bool], dict[str, list[float]]] = {}
         for finding in one.findings:
             if finding.metric not in _HEADLINES or finding.judged_on == FITTED_TO:
                 continue
             if _has_halves(one) and finding.judged_on == "all requests":
                 continue
-            keys.setdefault((finding.gpu, finding.metric, finding.calibrated), []).append(finding.error)
-        for (gpu, metric, calibrated), errors in keys.items():
-            sizes = np.abs(errors)
-            median = float(np.median(sizes))
-            row = (
-                one.folder.name,
-                gpu,
-                METRICS[metric].label,
-                _yes(calibrated),
-                str(len(errors)),
-                signed_error(float(np.mean(errors))),
-                size_of_error(median),
-                size_of_error(float(np.percentile(sizes, 90))),
-            )
-            rows.append((median, row))
+            figures = errors.setdefault((finding.gpu, finding.calibrated), {})
+            figures.setdefault(finding.metric, []).append(abs(finding.error))
+        for (gpu, calibrated), figures in errors.items():
+            runs = str(max(map(len, figures.values())))
+            cells = (_median_and_p90(figures.get(metric, ())) for metric in _HEADLINES)
+            worst = max(float(np.median(sizes)) for sizes in figures.values())
+            rows.append((worst, (one.folder.name, gpu, _yes(calibrated), runs, *cells)))
     worst_first = tuple(row for _, row in sorted(rows, key=lambda one: -one[0]))
-    head = ("Recording", "GPU", "Figure", "Calibrated", "Runs", "Bias", "Median", "p90")
+    head = ("Recording", "GPU", "Calibrated", "Runs", *(METRICS[metric].label for metric in _HEADLINES))
     return Section(
         "In short",
-        "All loads together. Calibrated figures, and the plain ones beside them of whole runs, are of the "
-        "second half of the requests, or of rows that no calibration was fitted to.",
+        "All loads together: the median size of the error, and p90 of several runs. Calibrated figures, and "
+        "the plain ones beside them of whole runs, are of the second half of the requests, or of rows that no "
+        "calibration was fitted to. Below: every cell by load, the worst first, with its sign and interval.",
         Table("In short", head, worst_first),
+        text_columns=3,
     )
+
+
+def _median_and_p90(sizes: Sequence[float]) -> str:
+    if not sizes:
+        return ""
+    median = size_of_error(float(np.median(sizes)))
+    return median if len(sizes) == 1 else f"{median} ({size_of_error(float(np.percentile(sizes, 90)))})"
 
 
 def _has_halves(one: Validation) -> bool:
