@@ -38,8 +38,8 @@ _MARLIN_FULL = 0.9  # vLLM, fused_marlin_moe
 # Whose coefficients stand in for a format that was not measured on the GPU, in this order.
 _STAND_INS: dict[Quantization, tuple[ExpertFormat, ...]] = {
     "none": ("bf16",),
-    "fp8": ("fp8", "fp8_block"),
-    "fp8_block": ("fp8_block",),
+    "fp8": ("fp8", "fp8_block", "bf16"),
+    "fp8_block": ("fp8_block", "bf16"),
     "int8": ("fp8_block", "bf16"),
     "w4a16": ("w4a16", "bf16"),
     "mxfp4": ("mxfp4", "w4a16", "bf16"),
