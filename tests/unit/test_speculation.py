@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from servesim.analysis.simulation import prepare
+from servesim.analysis.step_times import law_of as law_of_recording
 from servesim.api import simulate
 from servesim.config.defaults import resolve_engine
 from servesim.config.load import load_scenario
@@ -123,6 +126,15 @@ def gain(batch, spec, *, model=LLAMA, context=1000, mean_tokens=None, **options)
     spec_s = build_step_time(model, H100, engine(speculative=spec, **options), draft).step_s(verification)
     mean_tokens = mean_tokens or expected_tokens_per_step((spec["acceptance"]["rate"],) * drafts)
     return mean_tokens * plain_s / spec_s
+
+
+def test_a_recording_is_judged_with_its_draft_model():
+    """Four times over all sixteen layers of the draft model, and not over one layer of the model."""
+    spec = speculative("draft", 4)
+    prepared = prepare(load_scenario("std10k", [f"engine.speculative={json.dumps(spec)}"]))
+    shape = StepShape(8, (8 * 1004,), (), 8 * 5, 8 * 4)
+    wanted = build_step_time(LLAMA, H100, prepared.engine, SMALL)
+    assert law_of_recording(prepared).step_s(shape) == pytest.approx(wanted.step_s(shape), rel=1e-12)
 
 
 @pytest.mark.parametrize(
