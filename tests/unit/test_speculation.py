@@ -139,6 +139,33 @@ def test_a_recording_is_judged_with_its_draft_model():
 
 @pytest.mark.parametrize(
     "spec",
+    [
+        speculative("draft", 4),
+        speculative("eagle", 3),
+        speculative("medusa", 3, tree_tokens=64),
+        speculative("ngram", 3),
+    ],
+    ids=lambda spec: spec["method"],
+)
+def test_calibrated_scalars_reach_drafting_and_verification(spec):
+    drafts = spec["num_speculative_tokens"]
+    shape = StepShape(64, (64 * 8000,), ((300, 0),), 64 * (1 + drafts) + 1, 64 * drafts)
+
+    def law(**scalars):
+        config = engine(speculative=spec)
+        scaled = config.model_copy(update={"step_time": config.step_time.model_copy(update=scalars)})
+        return build_step_time(LLAMA, H100, scaled, SMALL if spec["method"] == "draft" else None)
+
+    plain, slow = law(), law(gpu_time_factor=1.3)
+    assert slow.gpu_s(shape) == pytest.approx(1.3 * plain.gpu_s(shape), rel=1e-12)
+    assert slow.verify_s(shape) == pytest.approx(1.3 * plain.verify_s(shape), rel=1e-12)
+    assert sum(slow.breakdown(shape).values()) == pytest.approx(slow.gpu_s(shape))
+    if spec["method"] != "ngram":  # which drafts on the host
+        assert law(bandwidth_factor=0.5).draft_s(shape) > 1.6 * plain.draft_s(shape)
+
+
+@pytest.mark.parametrize(
+    "spec",
     [speculative("draft", 4), speculative("eagle", 5, 0.6), speculative("ngram", 3, 0.4)],
     ids=lambda spec: spec["method"],
 )
