@@ -104,6 +104,14 @@ def test_a_calibrated_run_is_judged_on_its_second_half(tmp_path):
     assert set(plain) == set(calibrated)
 
 
+def test_a_run_of_two_halves_is_counted_once(tmp_path):
+    folder = record(tmp_path / "one", slower=1.25)
+    (folder / "engine-profile.yaml").write_text("name: x\nprovenance: this test\ngpu_time_factor: 1.25\n")
+    _, *rows = api.validate([folder]).files()["residuals.csv"].splitlines()
+    runs = [row.rsplit(",", 1)[0] for row in rows]
+    assert len(runs) == len(set(runs)) == 2 * 7, "plain and calibrated"
+
+
 def test_the_memory_that_a_run_recorded_is_judged_without_its_block_count(tmp_path):
     folder = record(tmp_path / "one")
     said = SCENARIO.replace("4096}", "4096, num_gpu_blocks_override: 9000}")

@@ -63,8 +63,9 @@ def residuals_csv(validations: Sequence[Validation]) -> str:
     head = "recording,row,gpu,load,figure,calibrated,error"
     rows = (
         f"{one.source},{one.row},{one.gpu},{one.regime},{one.metric},{_yes(one.calibrated)},{one.error:.4f}"
-        for one in _findings(validations)
-        if one.regime != "memory" and one.judged_on != FITTED_TO
+        for validation in validations
+        for one in _counted(validation)
+        if one.regime != "memory"
     )
     return "\n".join([head, *rows]) + "\n"
 
@@ -136,10 +137,8 @@ def _summary(validations: Sequence[Validation]) -> Section:
     rows = []
     for one in validations:
         errors: dict[tuple[str, bool], dict[str, list[float]]] = {}
-        for finding in one.findings:
-            if finding.metric not in _HEADLINES or finding.judged_on == FITTED_TO:
-                continue
-            if _has_halves(one) and finding.judged_on == "all requests":
+        for finding in _counted(one):
+            if finding.metric not in _HEADLINES:
                 continue
             figures = errors.setdefault((finding.gpu, finding.calibrated), {})
             figures.setdefault(finding.metric, []).append(abs(finding.error))
@@ -167,8 +166,11 @@ def _median_and_p90(sizes: Sequence[float]) -> str:
     return median if len(sizes) == 1 else f"{median} ({size_of_error(float(np.percentile(sizes, 90)))})"
 
 
-def _has_halves(one: Validation) -> bool:
-    return any(finding.judged_on == "second half" for finding in one.findings)
+def _counted(one: Validation) -> Iterator[Finding]:
+    """The findings that are evidence, every run once: nothing fitted to, and of halves the second alone."""
+    halves = any(finding.judged_on == "second half" for finding in one.findings)
+    left_out = (FITTED_TO, "all requests") if halves else (FITTED_TO,)
+    return (finding for finding in one.findings if finding.judged_on not in left_out)
 
 
 def _single_runs(validations: Sequence[Validation]) -> Iterator[Section]:
