@@ -112,6 +112,23 @@ def test_a_run_of_two_halves_is_counted_once(tmp_path):
     assert len(runs) == len(set(runs)) == 2 * 7, "plain and calibrated"
 
 
+def test_calibrated_errors_stand_beside_the_plain_ones_of_the_same_runs(tmp_path):
+    rows = [f"{n},workload.num_requests={n},p.yaml,{'fit' if n < 3 else 'judge'},{n}" for n in (1, 2, 3)]
+    folder = table(tmp_path / "t", rows, "row,set,profile,part,mean_tpot_ms")
+    (folder / "p.yaml").write_text("name: x\nprovenance: this test\ngpu_time_factor: 1.25\n")
+    accuracy = api.validate([folder])
+    short, _ = accuracy.files()["accuracy.md"].split("## In short")[1].split("\n## ", 1)
+    found = {
+        cells[2].strip(): cells[3:]
+        for line in short.splitlines()
+        if line.startswith("| t |") and (cells := line.strip("| ").split(" | "))
+    }
+    assert {kind: cells[0] for kind, cells in found.items()} == {"no": "3", "no, same runs": "1", "yes": "1"}
+    judged = {one.calibrated: one.error for one in accuracy.validations[0].findings if one.row == "3"}
+    for kind, calibrated in (("no, same runs", False), ("yes", True)):
+        assert f"{abs(judged[calibrated]):.3f}" in found[kind]
+
+
 def test_the_memory_that_a_run_recorded_is_judged_without_its_block_count(tmp_path):
     folder = record(tmp_path / "one")
     said = SCENARIO.replace("4096}", "4096, num_gpu_blocks_override: 9000}")

@@ -131,29 +131,38 @@ _HEADLINES = (
     "num_gpu_blocks",
 )
 
+_SAME_RUNS = "no, same runs"
+
 
 def _summary(validations: Sequence[Validation]) -> Section:
     """Errors over all loads by source, GPU and calibration, figures beside one another, the worst first."""
     rows = []
     for one in validations:
-        errors: dict[tuple[str, bool], dict[str, list[float]]] = {}
+        fitted = {(finding.gpu, finding.row) for finding in _counted(one) if finding.calibrated}
+        errors: dict[tuple[str, str], dict[str, list[float]]] = {}
         for finding in _counted(one):
             if finding.metric not in _HEADLINES:
                 continue
-            figures = errors.setdefault((finding.gpu, finding.calibrated), {})
-            figures.setdefault(finding.metric, []).append(abs(finding.error))
-        for (gpu, calibrated), figures in errors.items():
+            is_pair = not finding.calibrated and (finding.gpu, finding.row) in fitted
+            for kind in (_yes(finding.calibrated), _SAME_RUNS)[: 1 + is_pair]:
+                figures = errors.setdefault((finding.gpu, kind), {})
+                figures.setdefault(finding.metric, []).append(abs(finding.error))
+        for (gpu, kind), figures in errors.items():
+            if kind == _SAME_RUNS and all(errors[gpu, "no"][each] == figures[each] for each in figures):
+                continue  # they are all there is
             runs = str(max(map(len, figures.values())))
             cells = (_median_and_p90(figures.get(metric, ())) for metric in _HEADLINES)
             worst = max(float(np.median(sizes)) for sizes in figures.values())
-            rows.append((worst, (one.folder.name, gpu, _yes(calibrated), runs, *cells)))
+            rows.append((worst, (one.folder.name, gpu, kind, runs, *cells)))
     worst_first = tuple(row for _, row in sorted(rows, key=lambda one: -one[0]))
     head = ("Recording", "GPU", "Calibrated", "Runs", *(METRICS[metric].label for metric in _HEADLINES))
     return Section(
         "In short",
         "All loads together: the median size of the error, and p90 of several runs. Calibrated figures, and "
-        "the plain ones beside them of whole runs, are of the second half of the requests, or of rows that no "
-        "calibration was fitted to. Below: every cell by load, the worst first, with its sign and interval.",
+        "the plain ones of single runs, are of the second half of the requests; those of several runs are of "
+        "runs that no calibration was fitted to. Where the plain figures are of more runs than these, "
+        f"`{_SAME_RUNS}` is of the very ones that the calibrated figures are of. "
+        "Below: every cell by load, the worst first, with its sign and interval.",
         Table("In short", head, worst_first),
         text_columns=3,
     )
