@@ -13,7 +13,7 @@ from servesim.analysis.benchmark import read_benchmark
 from servesim.analysis.calibrate import MeasuredRow, calibrate_requests, calibrate_rows
 from servesim.analysis.figures import figures_of
 from servesim.analysis.fit import fit_identified
-from servesim.analysis.measured import MeasuredRequests, simulated_latencies
+from servesim.analysis.measured import Latencies, MeasuredRequests, MeasuredWorkload, simulated_latencies
 from servesim.analysis.metrics import summarise
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.cli import app
@@ -151,6 +151,22 @@ def test_what_moves_nothing_and_what_moves_the_same_is_not_fitted():
 
     fit = fit_identified(residuals, "abc", LIMITS)
     assert fit.values["a"] == pytest.approx(0.3, abs=0.01)
+@pytest.mark.parametrize("two_tokens_of", [0, 30, 3])
+def test_requests_of_one_token_tell_no_time_per_token(scenario, two_tokens_of):
+    """One in so many yields two tokens, or none; the factor comes out of what is left."""
+    loaded = load_scenario(scenario)
+    prompts = served(scenario).prompt_tokens
+    outputs = np.where(np.arange(240) % two_tokens_of == 0, 2, 1) if two_tokens_of else np.ones(240, np.int64)
+    arrivals = np.arange(240) * 0.02
+    asked = MeasuredRequests(prompts, Latencies(arrivals, outputs, arrivals + 1, arrivals + 2))
+    slow = prepare(load_scenario(scenario, ["engine.step_time.gpu_time_factor=1.3"]), MeasuredWorkload(asked))
+    measured = MeasuredRequests(prompts, simulated_latencies(run_prepared(slow)))
+    found = calibrate_requests(loaded, measured, "made up", "server")
+    assert found.profile.gpu_time_factor == pytest.approx(1.3, rel=0.05)
+    assert ("mean_tpot_ms" in found.after) is bool(two_tokens_of)
+    assert np.isfinite([*found.before.values(), *found.after.values()]).all()
+
+
     assert fit.values["b"] == fit.values["c"] == 0
     assert fit.untold == {"b": ("alike", "a"), "c": ("still", "")}
 

@@ -191,17 +191,22 @@ def _samples(latencies: Latencies) -> tuple[Floats, ...]:
 def _groups(simulated: Latencies) -> Groups:
     """For TTFT, TPOT and E2E latency, requests alike (few neighbours or many, short prompts or long).
 
-    Such groups differ in what their time goes to; groups of neighbours in time would not.
+    Such groups differ in what their time goes to; groups of neighbours in time would not.  Requests of one
+    token have no TPOT and are in no group of it; a metric that fewer than five have has none.
     """
-    count = min(_GROUPS, max(1, len(simulated) // 5))
-    return [np.array_split(np.argsort(sample, kind="stable"), count) for sample in _samples(simulated)]
+    groups = []
+    for sample in _samples(simulated):
+        order = np.argsort(sample, kind="stable")[: np.isfinite(sample).sum()]  # NaNs come last
+        count = min(_GROUPS, len(order) // 5)
+        groups.append(np.array_split(order, count) if count else [])
+    return groups
 
 
 def _grouped(latencies: Latencies, groups: Groups) -> Floats:
     """ln of the mean latency of every group."""
     means: Floats = np.array(
         [
-            float(np.nanmean(sample[group]))
+            float(sample[group].mean())
             for sample, of_metric in zip(_samples(latencies), groups, strict=True)
             for group in of_metric
         ]
@@ -218,8 +223,8 @@ def _weights(real: Latencies, simulated: Latencies, groups: Groups) -> Floats:
     errors = []
     for found, true, of_metric in zip(_samples(simulated), _samples(real), groups, strict=True):
         for group in of_metric:
-            ratios = found[group] / np.nanmean(found[group]) - true[group] / np.nanmean(true[group])
-            errors.append(float(np.nanstd(ratios)) / math.sqrt(len(group)))
+            ratios = found[group] / found[group].mean() - true[group] / true[group].mean()
+            errors.append(float(ratios.std()) / math.sqrt(len(group)))
     worth = 1.0 / np.maximum(np.array(errors), 0.01)
     return np.asarray(worth / worth.max())
 

@@ -79,12 +79,13 @@ def sample_of(metric: str, latencies: Latencies) -> Floats | None:
 
 
 def request_figures(latencies: Latencies) -> dict[str, float]:
-    """The figures of a run that is known request by request."""
+    """The figures of a run that is known request by request; without TPOT where no request has two tokens."""
     figures = {}
     for metric in _OF_REQUESTS:
         sample = sample_of(metric, latencies)
         assert sample is not None
-        figures[metric] = float(METRICS[metric].statistic(sample))
+        if np.isfinite(sample).any():
+            figures[metric] = float(METRICS[metric].statistic(sample))
     ends_s = latencies.arrival_s + latencies.e2e_s
     duration_s = float(ends_s.max() - latencies.arrival_s.min())
     figures["output_throughput"] = float(latencies.output_tokens.sum()) / duration_s
