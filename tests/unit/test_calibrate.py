@@ -100,6 +100,30 @@ def test_a_factor_found_with_one_model_is_carried_over_to_another(scenario):
     assert abs(found.after["median mean_tpot_ms"]) < 0.02 < abs(found.before["median mean_tpot_ms"])
 
 
+def test_rows_are_fitted_and_judged_by_the_figures_that_they_have(scenario):
+    pool = "engine.num_gpu_blocks_override=8000"
+
+    def row(judged, rate, *keys):
+        at = [pool, "workload.num_requests=60", f"workload.arrivals.rate_per_s={rate}"]
+        slowed = prepare(load_scenario(scenario, [*at, "engine.step_time.gpu_time_factor=1.25"]))
+        figures = figures_of(summarise(run_prepared(slowed)))
+        return MeasuredRow(
+            f"{rate}", load_scenario(scenario, at), {key: figures[key] for key in keys}, judged
+        )
+
+    rows = [row(False, 10, "mean_tpot_ms"), row(False, 20, "median_itl_ms", "duration")]
+    rows += [row(True, 15, "mean_tpot_ms"), row(False, 5, "duration"), row(True, 5, "duration")]
+    found = calibrate_rows(rows, "made up", "mine")
+    assert found.profile.gpu_time_factor == pytest.approx(1.25, rel=0.03)
+    assert found.profile.provenance == "made up; rows 10, 20"
+    assert found.judged_on == "1 other rows"
+    assert list(found.after) == ["median mean_tpot_ms"]
+    with pytest.raises(CalibrationError, match=r"two rows to fit to, with mean_tpot_ms or.*got 1 and 1"):
+        calibrate_rows(rows[1:], "made up", "mine")
+    with pytest.raises(CalibrationError, match=r"one to judge, with total.*got 2 and 0"):
+        calibrate_rows([*rows[:2], rows[-1]], "made up", "mine")
+
+
 def test_a_pool_that_the_scenario_gives_is_not_fitted(scenario):
     small = "engine.num_gpu_blocks_override=1500"
     measured = served(scenario, small, "engine.step_time.gpu_time_factor=1.2")
@@ -127,6 +151,22 @@ def test_the_fit_looks_at_the_first_half_only(scenario):
     assert other.after["mean_e2el_ms"] < -0.5, "the held-out half shows what the first did not"
 
 
+@pytest.mark.parametrize("two_tokens_of", [0, 30, 3])
+def test_requests_of_one_token_tell_no_time_per_token(scenario, two_tokens_of):
+    """One in so many yields two tokens, or none; the factor comes out of what is left."""
+    loaded = load_scenario(scenario)
+    prompts = served(scenario).prompt_tokens
+    outputs = np.where(np.arange(240) % two_tokens_of == 0, 2, 1) if two_tokens_of else np.ones(240, np.int64)
+    arrivals = np.arange(240) * 0.02
+    asked = MeasuredRequests(prompts, Latencies(arrivals, outputs, arrivals + 1, arrivals + 2))
+    slow = prepare(load_scenario(scenario, ["engine.step_time.gpu_time_factor=1.3"]), MeasuredWorkload(asked))
+    measured = MeasuredRequests(prompts, simulated_latencies(run_prepared(slow)))
+    found = calibrate_requests(loaded, measured, "made up", "server")
+    assert found.profile.gpu_time_factor == pytest.approx(1.3, rel=0.05)
+    assert ("mean_tpot_ms" in found.after) is bool(two_tokens_of)
+    assert np.isfinite([*found.before.values(), *found.after.values()]).all()
+
+
 def test_too_few_requests_are_refused(scenario):
     measured = served(scenario)
     few = MeasuredRequests(measured.prompt_tokens[:30], measured.latencies.part(slice(0, 30)))
@@ -151,22 +191,6 @@ def test_what_moves_nothing_and_what_moves_the_same_is_not_fitted():
 
     fit = fit_identified(residuals, "abc", LIMITS)
     assert fit.values["a"] == pytest.approx(0.3, abs=0.01)
-@pytest.mark.parametrize("two_tokens_of", [0, 30, 3])
-def test_requests_of_one_token_tell_no_time_per_token(scenario, two_tokens_of):
-    """One in so many yields two tokens, or none; the factor comes out of what is left."""
-    loaded = load_scenario(scenario)
-    prompts = served(scenario).prompt_tokens
-    outputs = np.where(np.arange(240) % two_tokens_of == 0, 2, 1) if two_tokens_of else np.ones(240, np.int64)
-    arrivals = np.arange(240) * 0.02
-    asked = MeasuredRequests(prompts, Latencies(arrivals, outputs, arrivals + 1, arrivals + 2))
-    slow = prepare(load_scenario(scenario, ["engine.step_time.gpu_time_factor=1.3"]), MeasuredWorkload(asked))
-    measured = MeasuredRequests(prompts, simulated_latencies(run_prepared(slow)))
-    found = calibrate_requests(loaded, measured, "made up", "server")
-    assert found.profile.gpu_time_factor == pytest.approx(1.3, rel=0.05)
-    assert ("mean_tpot_ms" in found.after) is bool(two_tokens_of)
-    assert np.isfinite([*found.before.values(), *found.after.values()]).all()
-
-
     assert fit.values["b"] == fit.values["c"] == 0
     assert fit.untold == {"b": ("alike", "a"), "c": ("still", "")}
 
