@@ -165,6 +165,32 @@ def test_rows_of_memory_are_not_simulated(tmp_path):
     assert found[0].error == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    ("head", "row", "words"),
+    [
+        ("row,set,request_throughput", "one,,3", r"results.csv:1 .*got request_throughput.*README"),
+        ("row,set,p90_ttft_ms", "one,,3", r"got p90_ttft_ms.*did you mean p99_ttft_ms\?"),
+        ("row,set,completed,mean_running", "one,,3,3", r"got completed(.|\n)*got mean_running"),
+        ("row,set,mean_tpot_ms", "one,,0.0", r"results.csv:2 .*mean_tpot_ms 0.0.*leave others empty"),
+        ("row,set,mean_tpot_ms", "one,,nan", r"results.csv:2 .*mean_tpot_ms nan"),
+        ("row,set,mean_tpot_ms", "one", r"results.csv:2 .*not as many cells"),
+        ("row,set,mean_tpot_ms", "one,,3,4", r"results.csv:2 .*not as many cells"),
+    ],
+)
+def test_a_row_that_cannot_be_judged_is_refused(tmp_path, head, row, words):
+    with pytest.raises(ConfigError, match=words):
+        read_folder(table(tmp_path / "t", [row], head))
+
+
+def test_memory_and_latency_of_one_row_are_judged_apart(tmp_path):
+    rows = ["one,workload.num_requests=2,54.0,10", "two,workload.num_requests=2,,10"]
+    folder = table(tmp_path / "t", rows, "row,set,kv_cache_gib,mean_tpot_ms")
+    found = {(one.row, one.metric): one for one in validate_folder(read_folder(folder)).findings}
+    assert set(found) == {("one", "kv_cache_gib"), ("one", "mean_tpot_ms"), ("two", "mean_tpot_ms")}
+    assert found["one", "kv_cache_gib"].regime == "memory"
+    assert found["one", "mean_tpot_ms"].error == found["two", "mean_tpot_ms"].error
+
+
 def test_cells_keep_the_worst_first_and_every_gap_is_named(tmp_path):
     folder = table(tmp_path / "t", [f"{n},workload.num_requests={n},{n}" for n in (1, 2, 3)])
     findings = validate_folder(read_folder(folder)).findings
@@ -218,6 +244,10 @@ def test_a_folder_of_folders_is_read_and_an_empty_one_refused(tmp_path):
         ("arrival_s,prompt_tokens\n0,1\n", "needs the columns.*no output_tokens"),
         ("arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s\n", "at least one row"),
         ("arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s\n0,1,1,x,2\n", "csv:2.*got 'x'"),
+        ("arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s\n0,1,1,1,nan\n", "csv:2.*got 'nan'"),
+        ("arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s\n0,1,1,1,inf\n", "csv:2.*got 'inf'"),
+        ("arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s\n0,0,1,1,2\n", "csv:2.*at least one"),
+        ("arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s\n0,1,0,1,2\n", "csv:2.*that failed"),
         (
             "arrival_s,prompt_tokens,output_tokens,first_token_s,finish_s\n0,1,1,1,2\n5,1,1,4,6\n",
             "csv:3.*must arrive before its first token.*one clock",
@@ -234,6 +264,10 @@ def test_a_broken_folder_is_told_by_file(tmp_path):
     folder = table(tmp_path / "t", ["one,,ten"])
     with pytest.raises(ConfigError, match=r"results.csv:2.*could not convert"):
         read_folder(folder)
+    one = record(tmp_path / "one", requests=3)
+    (one / "memory.json").write_text('{"num_gpu_blocks": null, "note": "kept"}')
+    with pytest.raises(ConfigError, match=r"memory.json.*must be an object of numbers.*NoneType"):
+        read_folder(one)
     (folder / "meta.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"meta.json.*title.*is missing"):
         read_folder(folder)

@@ -12,7 +12,7 @@ from servesim.analysis.measured import Latencies
 from servesim.analysis.summary import Summary
 from servesim.cost.memory import MemoryBudget
 
-__all__ = ["METRICS", "Metric", "figures_of", "memory_figures", "request_figures", "sample_of"]
+__all__ = ["METRICS", "OF_RESULTS", "Metric", "figures_of", "memory_figures", "request_figures", "sample_of"]
 
 Floats = NDArray[np.float64]
 _GIB = 2**30
@@ -67,6 +67,17 @@ METRICS: dict[str, Metric] = {
     "num_gpu_blocks": Metric("KV blocks", of_memory=True),
 }
 """Every figure that a recorded run may give, by its name there; times in ms, throughputs per second."""
+
+_OF_STEPS = (
+    "mean_running",
+    "mean_waiting",
+    "mean_kv_usage",
+    "peak_kv_usage",
+    "preemptions",
+    "prefix_hit_tokens",
+)
+OF_RESULTS = tuple(name for name in METRICS if name not in _OF_STEPS)
+"""Those that results.csv may hold, a row for each run."""
 
 _OF_REQUESTS = [f"{name}_{kind}_ms" for kind in ("ttft", "tpot", "e2el") for name in ("mean", "p99")]
 

@@ -213,8 +213,10 @@ def _interval(
 
 def _replayed_row(source: str, row: RecordedRow) -> Iterator[Finding]:
     loaded = row.load()
-    if all(METRICS[name].of_memory for name in row.measured):
-        yield from memory_findings(source, row.name, loaded, row.measured)
+    memory = {name: value for name, value in row.measured.items() if METRICS[name].of_memory}
+    if memory:
+        yield from memory_findings(source, row.name, loaded, memory)
+    if len(memory) == len(row.measured):
         return
     yield from _simulated_row(source, row, loaded)
     if row.profile is not None and row.profile.is_file():
@@ -246,14 +248,15 @@ def _simulated_row(source: str, row: RecordedRow, loaded: LoadedScenario) -> Ite
     hits = summary.load.prefix_cache_hits > 0
     found, simulated = about(source, prepared, regime_of(summary), hits=hits), figures_of(summary)
     for metric, value in row.measured.items():
-        yield replace(
-            found,
-            row=row.name,
-            metric=metric,
-            real=value,
-            simulated=simulated[metric],
-            judged_on="whole run",
-        )
+        if metric in simulated:
+            yield replace(
+                found,
+                row=row.name,
+                metric=metric,
+                real=value,
+                simulated=simulated[metric],
+                judged_on="whole run",
+            )
 
 
 def about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False) -> Finding:
