@@ -165,6 +165,39 @@ def test_rows_of_memory_are_not_simulated(tmp_path):
     assert found[0].error == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.parametrize("said", ["num_gpu_blocks_override: 9000", "profile: p.yaml"])
+def test_what_a_recording_says_of_its_pool_does_not_judge_itself(tmp_path, said):
+    folder = record(tmp_path / "one")
+    (folder / "p.yaml").write_text("name: x\nprovenance: this test\nnum_gpu_blocks: 9000\n")
+    (folder / "scenario.yaml").write_text(SCENARIO.replace("4096}", f"4096, {said}}}"))
+    (folder / "memory.json").write_text(json.dumps({"num_gpu_blocks": 9000}))
+    (one,) = [each for each in validate_folder(read_folder(folder)).findings if each.regime == "memory"]
+    assert one.simulated > 25_000
+
+
+def test_a_pool_that_the_server_was_given_is_not_judged(tmp_path):
+    folder = record(tmp_path / "one")
+    (folder / "scenario.yaml").write_text(
+        SCENARIO.replace("4096}", "4096, kv_cache_memory_bytes: 8589934592}")
+    )
+    said = {"num_gpu_blocks": 4096, "kv_cache_gib": 8, "weights_gib": 15}
+    (folder / "memory.json").write_text(json.dumps(said))
+    found = [each for each in validate_folder(read_folder(folder)).findings if each.regime == "memory"]
+    assert [one.metric for one in found] == ["weights_gib"]
+
+
+def test_a_run_that_the_simulator_refuses_is_listed_beside_the_others(tmp_path):
+    large, small = record(tmp_path / "large"), table(tmp_path / "small", ["one,,10"])
+    (large / "scenario.yaml").write_text(SCENARIO.replace("llama-3.1-8b", "llama-3.1-405b"))
+    accuracy = api.validate([large, small])
+    (refused,) = accuracy.validations[0].refusals
+    assert (refused.source, refused.row) == ("large", "recorded")
+    assert "does not fit" in refused.reason
+    page = accuracy.files()["accuracy.md"]
+    assert "| large | recorded | " in page
+    assert "| small |" in page
+
+
 @pytest.mark.parametrize(
     ("head", "row", "words"),
     [

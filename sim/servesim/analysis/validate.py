@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -31,8 +32,8 @@ __all__ = [
     "Regime",
     "Validation",
     "about",
+    "listed",
     "memory_findings",
-    "pool_unsaid",
     "regime_of",
     "validate_folder",
     "with_profile",
@@ -43,6 +44,7 @@ FITTED_TO = "rows fitted to"
 """judged_on of calibrated rows that their own calibration was fitted to: shown, but no evidence."""
 _FEW_RUNNING = 4  # mean batch below which a step is all launches and weight streaming
 _RESAMPLES = 1000
+_OF_POOL = ("kv_cache_gib", "num_gpu_blocks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +105,12 @@ def validate_folder(folder: RecordedFolder, on_row: Callable[[], None] = lambda:
     findings: list[Finding] = []
     refusals: list[Refusal] = []
     if folder.run is not None:
-        findings += _replayed_run(folder.name, folder.run)
+        with listed(refusals, folder.name, folder.run.loaded.scenario.name):
+            findings += _replayed_run(folder.name, folder.run)
         on_row()
     for row in folder.rows:
-        try:
+        with listed(refusals, folder.name, row.name):
             findings += _replayed_row(folder.name, row)
-        except ServesimError as error:
-            refusals.append(Refusal(folder.name, row.name, failure(error)))
         on_row()
     if folder.stepwise is None:
         return Validation(folder, tuple(findings), tuple(refusals))
@@ -117,6 +118,15 @@ def validate_folder(folder: RecordedFolder, on_row: Callable[[], None] = lambda:
 
     stepwise = validate_steps(folder.name, folder.stepwise, on_row)
     return Validation(folder, stepwise.findings, stepwise.refusals, stepwise)
+
+
+@contextmanager
+def listed(refusals: list[Refusal], source: str, name: str) -> Iterator[None]:
+    """Add what the simulator refuses in this block to ``refusals``, and go on."""
+    try:
+        yield
+    except ServesimError as error:
+        refusals.append(Refusal(source, name, failure(error)))
 
 
 def regime_of(summary: Summary) -> Regime:
@@ -161,7 +171,7 @@ def _replayed_run(source: str, recorded: RecordedRun) -> Iterator[Finding]:
     real = recorded.requests.latencies
     second = slice(len(real) // 2, None)
     simulated, found = _replay(source, prepare(recorded.loaded, workload))
-    yield from memory_findings(source, found.row, pool_unsaid(recorded.loaded), recorded.memory)
+    yield from memory_findings(source, found.row, recorded.loaded, recorded.memory)
     yield from _request_findings(found, real, simulated, "all requests")
     if recorded.profile is None:
         return
@@ -225,18 +235,20 @@ def _replayed_row(source: str, row: RecordedRow) -> Iterator[Finding]:
             yield replace(finding, calibrated=True, judged_on=judged_on)
 
 
-def pool_unsaid(loaded: LoadedScenario) -> LoadedScenario:
-    """The scenario without the recorded block count, which the memory model shall find by itself."""
-    engine = loaded.scenario.engine.model_copy(update={"num_gpu_blocks_override": None})
-    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
-
-
 def memory_findings(
     source: str, name: str, loaded: LoadedScenario, measured: dict[str, float]
 ) -> Iterator[Finding]:
-    prepared = prepare(loaded)
+    """What the memory model finds by itself, whatever the scenario or its profile say of the pool.
+
+    A pool that the server was given in bytes is not found by anyone, and not judged.
+    """
+    engine = loaded.scenario.engine
+    unsaid = {"num_gpu_blocks_override": None, "profile": None}
+    prepared = prepare(_with_engine(loaded, unsaid))
     found, simulated = about(source, prepared, "memory"), memory_figures(prepared.memory)
     for metric, value in measured.items():
+        if metric in _OF_POOL and engine.kv_cache_memory_bytes is not None:
+            continue
         yield replace(
             found, row=name, metric=metric, real=value, simulated=simulated[metric], judged_on="start-up"
         )
@@ -281,5 +293,9 @@ def about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False
 
 def with_profile(loaded: LoadedScenario, profile: Path) -> LoadedScenario:
     """The scenario with an engine profile named in it."""
-    engine = loaded.scenario.engine.model_copy(update={"profile": str(profile)})
+    return _with_engine(loaded, {"profile": str(profile)})
+
+
+def _with_engine(loaded: LoadedScenario, update: dict[str, Any]) -> LoadedScenario:
+    engine = loaded.scenario.engine.model_copy(update=update)
     return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))

@@ -184,7 +184,7 @@ def _counted(one: Validation) -> Iterator[Finding]:
 
 def _single_runs(validations: Sequence[Validation]) -> Iterator[Section]:
     for one in validations:
-        if one.folder.run is None:
+        if one.folder.run is None or not one.findings:
             continue
         rows = tuple(
             (
