@@ -102,10 +102,7 @@ class GroupedExperts:
 
     def seconds(self, load: ExpertRows, up: float, width: float, hidden: float) -> float:
         """Time of experts with matrices of hidden x up and width x hidden."""
-        if self._is_padded:
-            up *= -(-width // _MARLIN_WIDTH) * _MARLIN_WIDTH / width
-            width = -(-width // _MARLIN_WIDTH) * _MARLIN_WIDTH
-            hidden = -(-hidden // _MARLIN_HIDDEN) * _MARLIN_HIDDEN
+        up, width, hidden = self._computed_sizes(up, width, hidden)
         weights = hidden * (up + width)
         moved_bytes = self._weight_bytes * load.experts * weights
         moved_bytes += load.rows * (self._activation_bytes * (hidden + width) + 2.0 * (up + hidden))
@@ -114,6 +111,18 @@ class GroupedExperts:
             2.0 * tile_rows * weights / self._flops_per_s, moved_bytes / self._bytes_per_s, self._knee
         )
         return self._launch_s + self._per_expert_s * load.experts + work_s + self._row_s * load.rows * hidden
+
+    def reading_s(self, load: ExpertRows, up: float, width: float, hidden: float) -> float:
+        """What of ``seconds`` goes to launching and to reading the weights; the rest, to the rows."""
+        up, width, hidden = self._computed_sizes(up, width, hidden)
+        read_bytes = self._weight_bytes * load.experts * hidden * (up + width)
+        return self._launch_s + self._per_expert_s * load.experts + read_bytes / self._bytes_per_s
+
+    def _computed_sizes(self, up: float, width: float, hidden: float) -> tuple[float, float, float]:
+        if not self._is_padded:
+            return up, width, hidden
+        padded = -(-width // _MARLIN_WIDTH) * _MARLIN_WIDTH
+        return up * (padded / width), padded, -(-hidden // _MARLIN_HIDDEN) * _MARLIN_HIDDEN
 
 
 def _runs_marlin(gpu: GpuProfile, version: EngineVersion | None) -> bool:
