@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -239,6 +240,17 @@ def test_cells_keep_the_worst_first_and_every_gap_is_named(tmp_path):
     assert {gap.name for gap in gaps if gap.kind == "GPU"} == set(list_data("gpus")) - {"h100-sxm"}
     assert "fp8 weights" in {gap.name for gap in gaps}
     assert "async scheduling" not in {gap.name for gap in gaps}
+
+
+def test_the_interval_of_a_cell_is_of_the_median_size(tmp_path):
+    """Errors of both signs: the size of none is below 0.28."""
+    folder = table(tmp_path / "t", ["one,workload.num_requests=1,1"])
+    (one,) = validate_folder(read_folder(folder)).findings
+    errors = (-0.28, 0.96, 1.64, -1.0)
+    (cell,) = cells_of([replace(one, simulated=one.real * math.exp(error)) for error in errors])
+    assert cell.median == pytest.approx(0.98)
+    assert 0.28 <= cell.low < cell.median < cell.high <= 1.64
+    assert cell.bias == pytest.approx(0.33)
 
 
 def test_the_page_says_everything_and_needs_no_network(tmp_path):

@@ -31,7 +31,7 @@ class Cell:
     """ln(simulated / real), in the order of the recorded runs."""
     low: float
     high: float
-    """95 % interval: of the median error over runs, or of one run's error over its requests."""
+    """95 % interval: of the median size over runs, or of one run's signed error over its requests."""
 
     @property
     def bias(self) -> float:
@@ -74,9 +74,9 @@ def sorted_cells(cells: Iterable[Cell]) -> list[Cell]:
 def _interval(group: Sequence[Finding]) -> tuple[float, float]:
     if len(group) == 1:
         return group[0].low, group[0].high
-    errors = np.array([one.error for one in group])
-    draws = np.random.default_rng(0).integers(0, len(errors), (_RESAMPLES, len(errors)))
-    low, high = np.percentile(np.median(errors[draws], axis=1), (2.5, 97.5))
+    sizes = np.array([abs(one.error) for one in group])
+    draws = np.random.default_rng(0).integers(0, len(sizes), (_RESAMPLES, len(sizes)))
+    low, high = np.percentile(np.median(sizes[draws], axis=1), (2.5, 97.5))
     return float(low), float(high)
 
 
