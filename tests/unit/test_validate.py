@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from servesim.analysis.coverage import cells_of, gaps_of, sorted_cells
 from servesim.analysis.measured import read_measured, simulated_latencies
 from servesim.analysis.recorded import find_folders, read_folder
 from servesim.analysis.simulation import prepare, run_prepared
-from servesim.analysis.validate import validate_folder
+from servesim.analysis.validate import _features, validate_folder
 from servesim.cli import app
 from servesim.config.files import list_data
 from servesim.config.load import load_scenario
+from servesim.config.profiles import load_model
+from servesim.config.scenario import EngineConfig
 from servesim.errors import ConfigError, TraceError
 
 META = {
@@ -251,6 +254,37 @@ def test_the_interval_of_a_cell_is_of_the_median_size(tmp_path):
     assert cell.median == pytest.approx(0.98)
     assert 0.28 <= cell.low < cell.median < cell.high <= 1.64
     assert cell.bias == pytest.approx(0.33)
+
+
+def test_every_feature_that_a_deployment_can_have_is_a_gap_until_it_is_recorded(tmp_path):
+    """Every value of every setting with a list of values, and the switches and sections beside them."""
+    (found,) = validate_folder(read_folder(table(tmp_path / "t", ["one,workload.num_requests=1,1"]))).findings
+    base = EngineConfig(async_scheduling=True)
+    changes = [
+        {name: value}
+        for name, field in EngineConfig.model_fields.items()
+        if get_origin(field.annotation) is Literal
+        for value in get_args(field.annotation)
+    ]
+    changes += [{"tensor_parallel_size": degree} for degree in (2, 4, 8)]
+    changes += [{"pipeline_parallel_size": 2}, {"enable_expert_parallel": True}, {"enforce_eager": True}]
+    changes += [{"enable_chunked_prefill": False}, {"speculative": object()}, {"kv_eviction": object()}]
+    engines = [base, *(base.model_copy(update=change) for change in changes)]
+    names = {
+        name
+        for engine in engines
+        for model in ("llama-3.1-8b", "gpt-oss-20b", "deepseek-v3")
+        for name in _features(engine, load_model(model), hits=True)
+    }
+    gaps = {gap.name for gap in gaps_of([replace(found, features=())]) if gap.kind == "feature"}
+    assert names == gaps
+    assert not [gap for gap in gaps_of([replace(found, features=tuple(names))]) if gap.kind == "feature"]
+
+
+def test_the_gpus_of_all_stages_are_counted(tmp_path):
+    rows = ["one,engine.tensor_parallel_size=2;engine.pipeline_parallel_size=4;workload.num_requests=1,1"]
+    (found,) = validate_folder(read_folder(table(tmp_path / "t", rows))).findings
+    assert found.num_gpus == 8
 
 
 def test_the_page_says_everything_and_needs_no_network(tmp_path):

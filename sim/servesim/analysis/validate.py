@@ -146,6 +146,7 @@ def regime_of(summary: Summary) -> Regime:
 def _features(engine: EngineConfig, model: ModelProfile, hits: bool) -> tuple[str, ...]:
     """What a deployment uses that has kernels or rules of its own; names as in analysis.coverage."""
     mxfp4 = model.moe is not None and model.moe.routed_weight_bits == 4.25
+    graphs = engine.cudagraph_mode
     named = {
         f"tensor parallelism {engine.tensor_parallel_size}": engine.tensor_parallel_size > 1,
         "pipeline parallelism": engine.pipeline_parallel_size > 1,
@@ -158,8 +159,14 @@ def _features(engine: EngineConfig, model: ModelProfile, hits: bool) -> tuple[st
         "sliding windows": len(set(model.windows)) > 1 or model.windows[0] is not None,
         "async scheduling": engine.async_scheduling,
         "prefix caching with hits": hits,
-        "eager mode": engine.enforce_eager,
+        "eager mode": engine.enforce_eager or graphs == "none",
+        f"CUDA graphs {graphs}": graphs not in ("full_and_piecewise", "none"),
+        "no chunked prefill": not engine.enable_chunked_prefill,
+        "speculative decoding": engine.speculative is not None,
         "priority scheduling": engine.scheduling_policy == "priority",
+        "swapping": engine.preemption_mode == "swap",
+        "KV eviction": engine.kv_eviction is not None,
+        f"{engine.batching} batching": engine.batching != "continuous",
         "contiguous allocator": engine.allocator != "paged",
     }
     return tuple(name for name, used in named.items() if used)
@@ -278,7 +285,7 @@ def about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False
         source=source,
         row=prepared.loaded.scenario.name,
         gpu=gpu.name,
-        num_gpus=engine.tensor_parallel_size,
+        num_gpus=engine.tensor_parallel_size * engine.pipeline_parallel_size,
         model=model.name,
         # On a CPU nothing is learned about a GPU's kernels.
         features=() if gpu.architecture == "cpu" else _features(engine, model, hits),
