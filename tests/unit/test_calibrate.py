@@ -298,6 +298,11 @@ def test_a_benchmark_without_a_scenario_is_refused(scenario, tmp_path):
     path.write_text(json.dumps(bench_result(served(scenario))))
     with pytest.raises(CalibrationError, match=r"does not say what served it.*--scenario"):
         api.calibrate(path)
+    for asked in ({"scenario": scenario}, {"overrides": ["engine.max_num_seqs=8"]}):
+        with pytest.raises(
+            CalibrationError, match=r"scenarios of their own  -> leave out --scenario and --set"
+        ):
+            api.calibrate(tmp_path, **asked)
     path.write_text("not json")
     with pytest.raises(CalibrationError, match="cannot be read as JSON"):
         api.calibrate(path, scenario)
