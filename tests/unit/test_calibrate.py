@@ -57,6 +57,7 @@ def test_it_finds_the_factor_and_the_host_time_again(scenario):
     found = calibrate_requests(load_scenario(scenario), measured, "made up", "server")
     assert found.profile.gpu_time_factor == pytest.approx(1.3, rel=0.04)
     assert found.profile.exposed_host_s == pytest.approx(0.004, rel=0.1)
+    assert found.profile.fitted_under == {"async_scheduling": False}
     assert "KV pool never filled" in found.profile.not_identified["num_gpu_blocks"]
     assert found.judged_on == "requests 121 to 240"
     for metric in ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"):
@@ -76,6 +77,8 @@ def test_it_finds_the_pool_when_the_pool_is_what_limits(scenario):
     found = calibrate_requests(loaded, measured, "made up", "server")
     assert found.profile.num_gpu_blocks == pytest.approx(1000, rel=0.1)
     assert found.profile.gpu_time_factor is None
+    assert found.profile.fitted_under["gpu_memory_utilization"] == 0.25
+    assert "async_scheduling" not in found.profile.fitted_under
     assert abs(found.after["mean_e2el_ms"]) < abs(found.before["mean_e2el_ms"]) / 3
 
 
@@ -288,6 +291,7 @@ def test_the_command_writes_a_profile_that_a_scenario_can_name(scenario, tmp_pat
     assert "Held out (requests 121 to 240)" in result.stdout
     path = tmp_path / "server-calibrated.yaml"
     assert load_engine_profile(path).gpu_time_factor == pytest.approx(1.3, rel=0.04)
+    assert load_engine_profile(path).fitted_under.keys() <= {"async_scheduling"}
     profiled = api.simulate(load_scenario(scenario, [f"engine.profile={path}"]))
     expected_s = float(measured.latencies.tpot_s[measured.latencies.output_tokens > 1].mean())
     assert profiled.summary.tpot.mean_s == pytest.approx(expected_s, rel=0.03)

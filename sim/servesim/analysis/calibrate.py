@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,8 +152,14 @@ def calibrate_rows(rows: Sequence[MeasuredRow], provenance: str, name: str) -> C
 
     listed = ", ".join(row.name for row in fitted)
     profiles = [each.profile(fit, f"{provenance}; rows {listed}", name) for each in deployments]
-    apart = {key: None for key in _DEPLOYMENT if len({getattr(each, key) for each in profiles}) > 1}
+    apart: dict[str, Any] = {
+        key: None for key in _DEPLOYMENT if len({getattr(each, key) for each in profiles}) > 1
+    }
     profile, after = profiles[0], judged(fit.values)
+    shared = set.intersection(*(set(each.fitted_under.items()) for each in profiles))
+    apart["fitted_under"] = {
+        key: value for key, value in profile.fitted_under.items() if (key, value) in shared
+    }
     return Calibration(
         profile.model_copy(update={**apart, "held_out_error": _rounded(after)}),
         fit.standard_errors,
