@@ -187,7 +187,7 @@ class Routing:
     by popularity, rank 0 first, so that the first GPU has the most popular of each round.  On top of its mean
     the busiest one gets what chance adds: the expected largest of num_ranks normal variables (Blom) whose
     variance is that of drawing without replacement; it is charged as more tokens.  Against drawing at random
-    that is within 4 % from 16 tokens on, and up to 17 % low for one token.
+    rows are within 3 % and experts within 9 % from 16 tokens on, and up to 11 and 17 % low for one token.
     """
 
     __slots__ = (
