@@ -282,6 +282,10 @@ def calibrate(
 
     path = Path(source)
     if path.is_dir():
+        if scenario is not None or overrides:
+            step = "leave out --scenario and --set"
+            problem = Problem("recorded runs have scenarios of their own", str(path), next_step=step)
+            raise CalibrationError(problem)
         return Calibrations(calibrate_folder(read_folder(path)))
     measured = read_benchmark(path)
     if scenario is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.step_times import law_of as law_of_recording
 from servesim.api import check, simulate
 from servesim.config.defaults import resolve_engine
 from servesim.config.load import load_scenario
@@ -137,6 +139,42 @@ def gain(batch, spec, *, model=LLAMA, context=1000, mean_tokens=None, **options)
     spec_s = build_step_time(model, H100, engine(speculative=spec, **options), draft).step_s(verification)
     mean_tokens = mean_tokens or expected_tokens_per_step((spec["acceptance"]["rate"],) * drafts)
     return mean_tokens * plain_s / spec_s
+
+
+def test_a_recording_is_judged_with_its_draft_model():
+    """Four times over all sixteen layers of the draft model, and not over one layer of the model."""
+    spec = speculative("draft", 4)
+    prepared = prepare(load_scenario("std10k", [f"engine.speculative={json.dumps(spec)}"]))
+    shape = StepShape(8, (8 * 1004,), (), 8 * 5, 8 * 4)
+    wanted = build_step_time(LLAMA, H100, prepared.engine, SMALL)
+    assert law_of_recording(prepared).step_s(shape) == pytest.approx(wanted.step_s(shape), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        speculative("draft", 4),
+        speculative("eagle", 3),
+        speculative("medusa", 3, tree_tokens=64),
+        speculative("ngram", 3),
+    ],
+    ids=lambda spec: spec["method"],
+)
+def test_calibrated_scalars_reach_drafting_and_verification(spec):
+    drafts = spec["num_speculative_tokens"]
+    shape = StepShape(64, (64 * 8000,), ((300, 0),), 64 * (1 + drafts) + 1, 64 * drafts)
+
+    def law(**scalars):
+        config = engine(speculative=spec)
+        scaled = config.model_copy(update={"step_time": config.step_time.model_copy(update=scalars)})
+        return build_step_time(LLAMA, H100, scaled, SMALL if spec["method"] == "draft" else None)
+
+    plain, slow = law(), law(gpu_time_factor=1.3)
+    assert slow.gpu_s(shape) == pytest.approx(1.3 * plain.gpu_s(shape), rel=1e-12)
+    assert slow.verify_s(shape) == pytest.approx(1.3 * plain.verify_s(shape), rel=1e-12)
+    assert sum(slow.breakdown(shape).values()) == pytest.approx(slow.gpu_s(shape))
+    if spec["method"] != "ngram":  # which drafts on the host
+        assert law(bandwidth_factor=0.5).draft_s(shape) > 1.6 * plain.draft_s(shape)
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,12 @@ def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepare
         return replace(prepare(_of_pool(loaded, first), workload), loaded=loaded)
     gpu = _profile(load_gpu, loaded.find("gpus", scenario.hardware.gpu))
     model = _profile(load_model, loaded.find("models", scenario.model))
-    engine = profiled_engine(loaded)
+    engine = scenario.engine
     if scenario.workload.forks is not None:
         engine = with_whole_tables(engine)
         if "preemption_mode" not in engine.model_fields_set:  # vLLM swaps requests of several sequences
             engine = engine.model_copy(update={"preemption_mode": "swap"})
-    engine = resolve_engine(engine, model, gpu)
+    engine = profiled_engine(loaded, resolve_engine(engine, model, gpu))
     draft = None
     if engine.speculative is not None and engine.speculative.draft_model is not None:
         draft = _profile(load_model, loaded.find("models", engine.speculative.draft_model))
