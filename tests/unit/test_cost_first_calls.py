@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,6 +17,7 @@ from servesim.config.load import load_scenario
 from servesim.config.profiles import FirstCallEfficiency, load_gpu
 from servesim.cost.experts import Routing
 from servesim.cost.first_calls import FirstCallLaw, after, first_call_s
+from servesim.cost.host import HOST_PROFILES
 from servesim.cost.step_time import StepShape, build_step_time
 from servesim.report.fitted import block_text
 
@@ -94,6 +96,13 @@ def test_a_simulation_begins_with_nothing_prepared_and_repeats_itself():
     assert list(ends[0]) == list(ends[1])
 
 
+def test_every_replica_of_a_fleet_prepares_its_own_products():
+    settings = ("hardware.replicas=2", "workload.num_requests=2", "workload.arrivals={process: burst}")
+    _, prepared = law_of(RUN, *settings)
+    first_s = run_prepared(prepared).log.requests.columns["first_token_s"]
+    assert first_s[0] == pytest.approx(first_s[1])
+
+
 def test_recorded_runs_know_what_their_process_had_met():
     runs = {run.name: run for run in read_stepwise(RUN)}
     assert runs["prefill-16-r1"].rows_met == ()
@@ -156,3 +165,12 @@ def prepared_s(shape):
     """Seconds of a step of which nothing is new."""
     law, _ = law_of()
     return law.when_prepared.step_s(shape)
+
+
+def test_the_host_of_the_cpu_build_is_what_was_measured_beside_model_and_sampler():
+    rows = pd.read_csv(REPORTS / "hardware" / "cpu-core-kernels.csv")
+    host = rows[rows["op"] == "host"]
+    per_sequence_us, fixed_us = np.polyfit(host["batch"], host["latency_us"], 1)
+    profile = HOST_PROFILES["v1-cpu"]
+    assert 1e6 * profile.fixed_s == pytest.approx(fixed_us, rel=0.01)
+    assert 1e6 * profile.per_sequence_s == pytest.approx(per_sequence_us, rel=0.01)

@@ -81,7 +81,7 @@ def test_steps_that_were_fitted_to_are_told_from_others_at_their_load():
     assert [row[3] for row in steps_table([found]).rows] == [FITTED_TO, FITTED_TO, OTHER_RUNS, OTHER_RUNS]
 
 
-@pytest.mark.parametrize("column", ["repeat", "group", "load", "set", "part"])
+@pytest.mark.parametrize("column", ["process", "group", "load", "set", "part"])
 def test_a_table_of_runs_without_a_column_is_told(tmp_path, column):
     for name in ("requests.csv.gz", "steps.csv.gz"):
         (tmp_path / name).write_bytes((FITTED / name).read_bytes())

@@ -55,7 +55,7 @@ def serve_fleet(
         return build_route(hardware.router, members, scenario.seed)
 
     def make(number: int) -> Replica:
-        return _watched(build_replica(prepared, step_time), number, prepared, watch)
+        return _watched(build_replica(prepared, after(step_time, prepared.rows_met)), number, prepared, watch)
 
     if hardware.router in BLIND and (waits_for_nothing or sampled) and scenario.fleet is None:
         parts = shares(workload, router(Members([1.0] * hardware.replicas)), count)

@@ -154,14 +154,13 @@ def read_stepwise(folder: Path) -> tuple[StepwiseRun, ...]:
     for run, step in _read(folder, "steps.csv", _step):
         steps[run].append(step)
     runs = []
-    process, met = ("", ""), dict[int, None]()
-    for name, (repeat, group, load, overrides, part) in _read(folder, "runs.csv", _run):
+    process, met = "", dict[int, None]()
+    for name, (of_process, group, load, overrides, part) in _read(folder, "runs.csv", _run):
         if not requests[name] or not steps[name]:
             problem = Problem(f"run {name} has no requests or no steps", file=str(folder / "runs.csv"))
             raise TraceError(problem)
-        # The recorder runs a repeat of a job in a process of its own, and writes line after line.
-        if process != (repeat, overrides):
-            process, met = (repeat, overrides), {}
+        if process != of_process:
+            process, met = of_process, {}
         runs.append(
             StepwiseRun(
                 name=name,
@@ -210,7 +209,7 @@ def _read(folder: Path, name: str, make: Callable[[Row], T]) -> Iterator[tuple[s
 
 
 def _run(row: Row) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("repeat", "group", "load", "set", "part"))
+    return tuple(row[name] for name in ("process", "group", "load", "set", "part"))
 
 
 def _request(row: Row) -> RecordedRequest:

@@ -54,6 +54,7 @@ class Session:
     def __init__(self, engine: Engine, clock: RunClock, folder: Folder, job: Job, deadline: float) -> None:
         self._engine, self._clock, self._folder = engine, clock, folder
         self._job, self._deadline = job, deadline
+        self._process = 1 + max((int(run["process"]) for run in folder.runs()), default=0)
 
     def left_s(self) -> float:
         """Seconds of the budget that are left."""
@@ -161,6 +162,7 @@ class Session:
         ends = [one.finish_s for one in served]
         run: dict[str, object] = {
             "run": name, "group": group, "load": load, "rate": rate, "repeat": repeat + 1,
+            "process": self._process,
             "set": ";".join(self._job.overrides), "part": "fit" if load == "grid" else "judge",
             "requests": len(served), "steps": len(steps),
             "duration_s": f"{max(ends) - asks[0].arrival_s:.4f}",
