@@ -73,6 +73,14 @@ def test_run_prints_the_result_and_writes_every_file(servesim, tmp_path):
     assert "out/azure-conv-h100" in done.err
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_requests_have_a_report(servesim, tmp_path, count):
+    done = servesim("run", scenario_file(tmp_path, ("num_requests: 40", f"num_requests: {count}")))
+    assert done.status == 0
+    assert f"Successful requests:                     {count}\n" in done.out
+    assert (tmp_path / "out/small/report.html").exists()
+
+
 def test_json_is_one_object_and_writes_nothing(servesim, tmp_path):
     done = servesim("run", "azure-conv-h100", *SMALL, "--json")
     result = json.loads(done.out)

@@ -107,6 +107,18 @@ def test_mistakes_are_told(small, monkeypatch, capsys):
         explain_scenario(single, "tpot", lambda tasks: [run_trial(task) for task in tasks])
 
 
+def test_steps_that_take_no_time_are_nothing_to_explain(small):
+    with pytest.raises(StudyError, match="P99 TTFT is zero: nothing to explain  -> let steps take time"):
+        api.explain(small, overrides=["engine.step_time={law: linear, base_s: 0}"], jobs=1)
+
+
+@pytest.mark.parametrize("metric", ["ttft_p99", "tpot_p99", "e2e_p99"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_requests_are_explained(small, metric, count):
+    found = api.explain(small, metric, overrides=[f"workload.num_requests={count}"], jobs=1)
+    assert found.files().keys() == {"explain.html", "explain.json", "parts.csv"}
+
+
 def test_what_cannot_be_had_is_said_with_its_reason(small):
     of = api.explain(small, overrides=["hardware.gpu=a100-80gb-sxm"], jobs=1).explanation
     [fp8] = [one for one in of.remedies if one.key == "engine.kv_cache_dtype=fp8"]

@@ -136,8 +136,12 @@ def explain_scenario(
     of, figures = attributed(), figures_of(run)
     tail, typical = slow_and_usual(of, metric)
     if not len(tail):
-        step = "let requests complete; TPOT needs outputs of two tokens or more"
+        outputs = " with outputs of two tokens or more" if metric == "tpot" else ""
+        step = f"let requests complete{outputs}; `servesim run` says what became of them"
         raise StudyError(Problem(f"no completed request has a {metric.upper()}", next_step=step))
+    if not getattr(figures, metric):
+        step = "let steps take time (engine.step_time)"
+        raise StudyError(Problem(f"P99 {metric.upper()} is zero: nothing to explain", next_step=step))
     relaxed = [one for one in relaxations_of(prepared) if metric in one.metrics]
     tasks = [TrialTask(loaded, relaxation=one.key) for one in relaxed]
     tasks += [TrialTask(loaded, remedy=one, prices=prices) for one in remedies_of(prepared)]

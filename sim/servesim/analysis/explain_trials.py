@@ -66,12 +66,12 @@ class Trial:
         return "=fp8" in self.key
 
     def change(self, metric: str, base: Figures) -> float:
-        """Share by which the figure moves; NaN when it could not be tried."""
+        """Share by which the figure moves; NaN when it could not be tried, and from nothing."""
         if self.figures is None:
             return float("nan")
         before: float = getattr(base, metric)
         after: float = getattr(self.figures, metric)
-        return after / before - 1
+        return after / before - 1 if before else float("nan")
 
 
 def run_trial(task: TrialTask) -> Trial:

@@ -38,10 +38,14 @@ def replica_tails(of: Attribution, metric: str) -> list[ReplicaTail]:
 
 
 def slow_and_usual(of: Attribution, metric: str) -> tuple[Rows, Rows]:
-    """Rows of the slowest hundredth, and of the half around the median; none where nobody has the metric."""
+    """Rows of the slowest hundredth, and of the half around the median; none where nobody has the metric.
+
+    Of two requests none lies between the quarters: then all are usual.
+    """
     values = of.metric_s(metric)
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return known, known
     low, high, tail = np.quantile(values[known], (0.25, 0.75, 0.99))
-    return known[values[known] >= tail], known[(values[known] >= low) & (values[known] <= high)]
+    usual = known[(values[known] >= low) & (values[known] <= high)]
+    return known[values[known] >= tail], usual if len(usual) else known
