@@ -99,6 +99,7 @@ def handmade_memory() -> MemoryBudget:
         cuda_graphs_bytes=int(0.6 * GIB),
         kv_cache_bytes=56 * GIB,
         num_gpu_blocks=28_672,
+        block_bytes=32 * 65_536,
         kv_cache_tokens=458_752,
         max_concurrency=28.0,
         kv_layout=layout,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from servesim.analysis.fleet import check_pools
+from servesim.analysis.fleet import check_engines
 from servesim.analysis.metrics import summarise
 from servesim.analysis.prepared import refuse_if_none_fits
 from servesim.analysis.run import Run
@@ -16,7 +16,6 @@ from servesim.config.profiles import load_gpu
 from servesim.config.scenario import EngineVersion
 from servesim.config.step_trace import load_requests, load_settings
 from servesim.cost.budget import MemoryBudget
-from servesim.cost.step_time import build_step_time
 from servesim.engine.step_trace import Replay, Step, trace_head
 from servesim.errors import CalibrationError, ConfigError, Problem, did_you_mean
 from servesim.results import (
@@ -119,13 +118,14 @@ def simulate(
     where the requests' time went. Raises ServesimError for anything its author can mend.
     """
     prepared = _prepare(scenario, overrides)
-    total, ended = prepared.workload.num_requests, 0
+    hardware, ended = prepared.loaded.scenario.hardware, 0
+    total = round(prepared.workload.num_requests * hardware.num_simulated / hardware.replicas)
 
     def on_end(now_s: float) -> None:
         nonlocal ended
         ended += 1
         if progress is not None:
-            progress(ended, total, now_s)
+            progress(ended, max(ended, total), now_s)  # the share of some replicas is known by about
 
     if not split_latencies:
         return Result(run_prepared(prepared, on_end=on_end, stop=stop, step_trace=step_trace))
@@ -221,9 +221,8 @@ def check(scenario: Source, *, overrides: Sequence[str] = ()) -> tuple[LoadedSce
     Raises ConfigError, too, where every request would be refused.
     """
     prepared = _prepare(scenario, overrides)
-    build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
     refuse_if_none_fits(prepared)
-    check_pools(prepared)
+    check_engines(prepared)
     if prepared.loaded.scenario.expect:
         _refuse_unknown_metrics(prepared)
     return prepared.loaded, prepared.memory, prepared.workload.num_requests
@@ -283,6 +282,10 @@ def calibrate(
 
     path = Path(source)
     if path.is_dir():
+        if scenario is not None or overrides:
+            step = "leave out --scenario and --set"
+            problem = Problem("recorded runs have scenarios of their own", str(path), next_step=step)
+            raise CalibrationError(problem)
         return Calibrations(calibrate_folder(read_folder(path)))
     measured = read_benchmark(path)
     if scenario is None:

@@ -61,7 +61,10 @@ class ServesimError(Exception):
 
     def __init__(self, problems: Problem | Iterable[Problem]) -> None:
         self.problems: Sequence[Problem] = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(self.problems)  # from which pickle makes it anew, coming from another process
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
 
 
 class ConfigError(ServesimError):
@@ -104,13 +107,10 @@ def _blamed(problem: Problem, options: Mapping[str, str]) -> Problem:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The closest known words as a hint, or the list of all when none is close; case does not count."""
-    words = sorted(known)
-    longer = [name for name in words if word and name.lower().startswith(word.lower())]
-    if 1 <= len(longer) <= 3:
-        return f"did you mean {' or '.join(longer)}?"
-    lower = {name.lower(): name for name in words}
-    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {lower[close[0]]}?"
-    return f"allowed: {', '.join(words)}"
+    """The known words that go on like it, are close to it or hold it, else all; case does not count."""
+    lower, asked = {name.lower(): name for name in sorted(known)}, word.lower()
+    longer = [name for each, name in lower.items() if asked and each.startswith(asked)]
+    close = [lower[each] for each in difflib.get_close_matches(asked, lower, n=1, cutoff=0.6)]
+    holding = [name for each, name in lower.items() if len(asked) >= 3 and asked in each]
+    meant = longer or close or holding
+    return f"did you mean {' or '.join(meant)}?" if meant else f"allowed: {', '.join(lower.values())}"

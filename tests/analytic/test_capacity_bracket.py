@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from servesim import studies
-from servesim.analysis.bisection import turning_rate
+from servesim.analysis.bisection import Verdict, turning_rate
 from servesim.analysis.capacity import at_load, capacity_bracket
 from servesim.analysis.plan_trials import TrialTask, run_trial
 from servesim.config.load import load_scenario
@@ -148,3 +148,15 @@ def test_a_search_asks_no_rate_twice_and_stops_when_told() -> None:
     low, high = turning_rate(verdict, 1.0, 0.01, most=5)
     assert low <= 3.3 < high
     assert len(asked) == 5
+
+
+def test_what_is_kept_by_luck_beyond_a_missed_rate_does_not_turn_the_bracket_round() -> None:
+    def verdict(rate: float) -> Verdict:
+        if rate <= 1:
+            return "kept"
+        if rate == 2 or rate < 1.3:
+            return "undecided"
+        return "kept" if 2.5 < rate < 3 else "missed"
+
+    low, high = turning_rate(verdict, 1.0, 0.08)
+    assert low == 1 < high < 1.5

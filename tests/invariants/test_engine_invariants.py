@@ -9,13 +9,19 @@ from typing import Any
 
 import pytest
 from checked_scheduler import CheckedScheduler
-from engine_cases import Case, cases, run_case
+from engine_cases import Case, ScriptedWorkload, WindowLaw, cases, run_case
 from engine_log import check_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servesim.api import simulate
+from servesim.engine.fleet import Replica, Site, simulate_fleet
+from servesim.engine.loop import simulate as simulate_engine
+from servesim.engine.router import build_route
+from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.versions import RULES
+from servesim.kv.paged import PagedKVCache
+from servesim.workload.request import Request
 
 
 @settings(max_examples=300, deadline=None, report_multiple_bugs=False)
@@ -30,6 +36,27 @@ def test_the_invariants_hold_after_every_step(case: Case, one_by_one: bool) -> N
     assert not scheduler.running
     assert not scheduler.waiting
     assert scheduler.usage()[:4] == (0, 0, 0, 0), "2: memory is given back"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_any_number_of_requests_may_be_refused_in_turn(replicas: int) -> None:
+    """Each is sent when the one before is turned away, at the same instant, and one in the end is served."""
+    count, law = 3000, WindowLaw()
+    turns = [Request(index, f"r{index}", 0.0, 20 if index < count else 5, 2) for index in range(count + 1)]
+    workload = ScriptedWorkload(turns[:1], dict(enumerate(turns[1:])))
+
+    def scheduler() -> Scheduler:
+        return Scheduler(
+            SchedulerLimits(2, 20, 20), RULES["0.26"], PagedKVCache(9, 4, enable_prefix_caching=False)
+        )
+
+    if replicas == 1:
+        log = simulate_engine(workload, scheduler(), law)
+    else:
+        sites = [Site(lambda: Replica(scheduler(), law))] * replicas
+        log = simulate_fleet(workload, sites, lambda members: build_route("round-robin", members, 1))
+    assert log.requests.columns["status"].tolist().count(2) == count
+    assert log.requests.columns["generated_tokens"].sum() == 2
 
 
 TRACE = "workload.trace"

@@ -21,16 +21,17 @@ from engine_log import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from servesim.analysis.timeline import KV_CLASSES
+from servesim.analysis.timeline import KV_CLASSES, timeline
 from servesim.config.fleet import AutoscalerConfig, FailureConfig, FleetConfig
 from servesim.config.scenario import Router
 from servesim.engine.disaggregation import DecodeScheduler, PrefillScheduler
 from servesim.engine.events import Log
 from servesim.engine.fleet import Replica, Site, simulate_fleet
-from servesim.engine.handover import KvLink
+from servesim.engine.handover import KvPort
 from servesim.engine.router import build_route
-from servesim.engine.scheduler import Scheduler
+from servesim.engine.scheduler import Scheduler, SchedulerLimits
 from servesim.engine.versions import RULES
+from servesim.workload.request import Request
 
 ROUTERS: tuple[Router, ...] = (
     "round-robin",
@@ -195,6 +196,23 @@ def test_replicas_come_and_go(
         assert one["ready_s"] == one["ordered_s"] + (startup_s if one["ordered_s"] else 0)
 
 
+def test_a_replica_that_is_wanted_again_is_not_given_back() -> None:
+    """The look that would give it back, as it is without requests, finds that two are needed."""
+    at_ticks = {0: 0, 1: 150, 2: 150, 3: 150, 4: 220}  # the looks are at 100, 200, ...
+    starts = tuple(Request(index, f"r{index}", at * TICK_S, 1, 40) for index, at in at_ticks.items())
+    case = Case(
+        SchedulerLimits(8, 64, 64), version="0.26", allocator=None, num_blocks=99, block_size=4,
+        caching=False, pipeline_depth=1, law=WindowLaw(), starts=starts,
+    )  # fmt: skip
+    rule = AutoscalerConfig(
+        max_replicas=2, target=2, interval_s=100 * TICK_S, startup_s=50 * TICK_S, cooldown_s=0
+    )
+    log = Served(case, "least-outstanding", 2, FleetConfig(autoscaler=rule), num_at_begin=2).log
+    assert log.requests.parts == (4, 1), "closed at 100, open again from 200 on"
+    [second] = [one for one in rows_of(log.fleet.spans) if one["replica"] == 1 and one["ordered_s"] == 0]
+    assert not second["gone_s"] <= 220 * TICK_S
+
+
 # ---- prompts and outputs computed by different replicas -----------------------------------------------
 
 
@@ -208,7 +226,7 @@ def handed_over(case: Case, router: Router, sizes: tuple[int, int]) -> tuple[Log
 
     def site(serves: Literal["prefill", "decode"]) -> Site:
         kind = PrefillScheduler if serves == "prefill" else DecodeScheduler
-        return Site(lambda: make(kind), case.pipeline_depth, serves, 1.0, 1 / TICK_S)
+        return Site(lambda: make(kind), case.pipeline_depth, serves, 1.0, KvPort(1 / TICK_S, 1.0))
 
     def stop() -> bool:
         assert all(one.step < MOST_STEPS for one in schedulers), "an engine makes no progress"
@@ -219,7 +237,7 @@ def handed_over(case: Case, router: Router, sizes: tuple[int, int]) -> tuple[Log
         [site("prefill")] * sizes[0] + [site("decode")] * sizes[1],
         lambda members: build_route(router, members, 1),
         events=FleetConfig(),
-        link=KvLink(5 * TICK_S, 1.0),
+        link_latency_s=5 * TICK_S,
         stop=stop,
     )
     return log, schedulers
@@ -261,6 +279,7 @@ def test_prompts_are_handed_over(case: Case, router: Router, sizes: tuple[int, i
         for number in {row[side] for row in transfers}:
             mine = sorted((row["begun_s"], row["done_s"]) for row in transfers if row[side] == number)
             assert all(a[1] <= b[0] for a, b in pairwise(mine)), "one transfer at a time"
+    _check_what_idle_replicas_hold(case, log)
     generated = sum(row["generated_tokens"] for row in requests)
     assert int(log.steps.columns["steps"] @ log.steps.columns["outputs"]) == generated, "F4"
     for edge in ("kv", "end_kv"):
@@ -274,3 +293,23 @@ def test_prompts_are_handed_over(case: Case, router: Router, sizes: tuple[int, i
     again = handed_over(case, router, sizes)[0]
     for name, values in again.requests.columns.items():
         assert np.array_equal(values, log.requests.columns[name], equal_nan=values.dtype.kind == "f"), "F6"
+
+
+def _check_what_idle_replicas_hold(case: Case, log: Log) -> None:
+    """Prompts from when they are computed, or blocks were found for them, until they have been pulled."""
+    prompts = {row["index"]: row["prompt_tokens"] for row in rows_of(log.requests)}
+    line = timeline(log.steps, min(log.requests.columns["arrival_s"]))
+    for number, part in enumerate(line.parts):
+        stays = [
+            (row["prefilled_s" if side == "source" else "asked_s"], row["done_s"], prompts[row["index"]])
+            for side in ("source", "target")
+            for row in rows_of(log.fleet.transfers)
+            if row[side] == number
+        ]
+        held = sum(line.columns[f"kv_{name}"][part] for name in ("tokens", "reserved", "internal"))
+        rows = (line.start_s, line.duration_s, line.columns["steps"])
+        for begin_s, duration_s, steps, slots in zip(*(of[part] for of in rows), held, strict=True):
+            kept = [tokens for first_s, last_s, tokens in stays if first_s <= begin_s < last_s]
+            if not steps and duration_s > 0:
+                most = sum(-(-tokens // case.block_size) * case.block_size for tokens in kept)
+                assert max(kept, default=0) <= slots <= most

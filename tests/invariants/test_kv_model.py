@@ -7,6 +7,8 @@ in the same order. Short lives are drawn by hypothesis, which shrinks what fails
 
 from __future__ import annotations
 
+import gc
+from collections import deque
 from random import Random
 from typing import Any
 
@@ -24,6 +26,9 @@ from hypothesis.stateful import (
     rule,
 )
 from kv_pair import Known, Pair, Prompt
+
+from servesim.kv.block_pool import Extent
+from servesim.kv.paged import PagedKVCache, PagedSequence
 
 NAMES = ["a", "a", "b", None]
 prompts = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 9)), min_size=1, max_size=3)
@@ -133,3 +138,24 @@ def test_a_long_life_of_a_paged_cache(seed: int) -> None:
             _one_operation(pair, rng)
             pair.check()
         pair.drain()
+
+
+def test_what_is_evicted_is_forgotten() -> None:
+    """A beginning of a prompt that is always in use, once it was free, keeps nothing else alive."""
+
+    def alive() -> int:
+        return sum(isinstance(one, Extent) for one in gc.get_objects())
+
+    gc.collect()
+    before, num_blocks = alive(), 40
+    kv = PagedKVCache(num_blocks + 1, 4, enable_prefix_caching=True)
+    held = deque[PagedSequence]()
+    for number in range(500):
+        sequence = kv.new_sequence([("hot", 16), (number, 12)], 28, None)
+        kv.allocate(sequence, 28, kv.find_hit(sequence, 27))
+        kv.cache(sequence, 28)
+        held.append(sequence)
+        if number == 0 or len(held) > 1:
+            kv.free(held.popleft())
+    assert kv.evictions > 1000
+    assert alive() - before <= num_blocks + 1, "one for each block and the head of the queue"

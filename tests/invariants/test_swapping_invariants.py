@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 from servesim.engine.beams import BeamSearch
 from servesim.engine.branching import BranchingScheduler
+from servesim.engine.router import outstanding
 from servesim.engine.scheduler import Scheduler
-from servesim.engine.state import Plan
+from servesim.engine.state import Plan, RequestState, Status
 from servesim.engine.swapping import SwappingScheduler
 from servesim.engine.versions import RULES
 from servesim.kv.forked import ForkedKVCache
 from servesim.kv.host import SwappableKVCache, SwapSpace
+from servesim.workload.request import Request
 
 swapping_cases = cases(paged=True, caching=False, pipeline_depth=1, priority_policy=False)
 spaces = st.builds(SwapSpace, st.integers(0, 60), st.integers(0, 20))
@@ -32,7 +34,16 @@ seen: Counter[str] = Counter()  # that the cases drawn do what they are for
 class _Checked(SwappingScheduler):
     """Checks the swap space around every plan."""
 
-    pool_slots = 0
+    pool_slots = num_here = 0
+
+    def add(self, request: Request) -> RequestState:
+        state = super().add(request)
+        self.num_here += state.status is Status.WAITING
+        return state
+
+    def _mark_finished(self, request: RequestState) -> None:
+        super()._mark_finished(request)
+        self.num_here -= 1
 
     def plan(self) -> Plan | None:
         out = list(self._swapped)
@@ -56,6 +67,7 @@ class _Checked(SwappingScheduler):
         return result
 
     def _check(self) -> None:
+        assert outstanding(self) == self.num_here, "who is swapped out has not ended"
         usage = self.usage()
         assert min(usage) >= 0
         assert sum(usage) - usage.logical == self.pool_slots
@@ -141,7 +153,6 @@ def _serve_branches(case: Case, space: SwapSpace, width: int, beam: bool) -> Non
     assert not scheduler.unfinished()
     assert not any(space.used)
     assert kv.num_free_blocks == num_blocks - 1, "no leak"
-    assert beams is None or not beams._parents
     served = [row for row in rows_of(log.requests) if row["status"] in (0, 1)]
     outputs = sum(row["steps"] * row["outputs"] for row in rows_of(log.steps))
     assert outputs == width * sum(row["generated_tokens"] for row in served)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from servesim.analysis.run import Run
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.analysis.watched_run import watched_run
 from servesim.config.load import load_scenario, shipped
+from servesim.engine.scheduler import Scheduler
 
 SHIPPED = sorted(path.stem for path in Path(shipped("scenarios")).glob("*.yaml"))
 NEEDS = {
@@ -149,6 +151,19 @@ def test_noting_does_not_change_what_happens() -> None:
     noted, _ = attributed("chat-1000")
     for name, column in plain.log.requests.columns.items():
         np.testing.assert_array_equal(column, noted.log.requests.columns[name])
+
+
+def test_who_took_notes_keeps_no_engine() -> None:
+    """Its prefix cache may be larger than the log."""
+
+    def engines() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), Scheduler) for one in gc.get_objects())
+
+    before = engines()
+    run, split = watched_run(prepare(load_scenario("poisson-chat", ["workload.num_requests=50"])))
+    assert engines() == before
+    assert len(split().index) == len(run.log.requests) == 50
 
 
 FLEET = ["workload.num_requests=600", "workload.arrivals.rate_per_s=24", "hardware.replicas=3"]

@@ -14,9 +14,11 @@ from servesim.analysis.simulation import prepare, run_prepared
 from servesim.config.fleet import AutoscalerConfig
 from servesim.config.load import load_scenario
 from servesim.engine.autoscaler import Autoscaler
+from servesim.engine.router import Members, build_route
 from servesim.engine.scheduler import Scheduler
 from servesim.errors import ConfigError
 from servesim.report.terminal import result_text
+from servesim.workload.request import Request, Segment
 
 # Forty requests at once, of a second each, one at a time.
 QUEUE = (
@@ -38,22 +40,19 @@ def run(name: str, *overrides: str) -> Run:
 
 def busy(*outstanding: int) -> list[Scheduler]:
     """Schedulers with so many requests each."""
-    return [
-        cast(Scheduler, SimpleNamespace(running=dict.fromkeys(range(n)), waiting=())) for n in outstanding
-    ]
+    return [cast(Scheduler, SimpleNamespace(num_unfinished=n)) for n in outstanding]
 
 
 def test_as_many_replicas_as_bring_each_to_the_target() -> None:
-    def wanted(*outstanding: int, held: int = 0, current: int | None = None, now_s: float = 1e9) -> int:
+    def wanted(*outstanding: int, current: int | None = None, now_s: float = 1e9) -> int:
         scaler = Autoscaler(AutoscalerConfig(max_replicas=8, min_replicas=2, target=10))
-        return scaler.wanted(busy(*outstanding), held, current or len(outstanding), now_s)
+        return scaler.wanted(busy(*outstanding), current or len(outstanding), now_s)
 
     assert wanted(10, 10) == 2
     assert wanted(10, 11) == 3
     assert wanted(0, 1) == 2, "min_replicas"
     assert wanted(500, 1) == 8, "max_replicas"
     assert wanted(25, 25, current=5) == 5, "three of the five are still starting"
-    assert wanted(10, 10, held=1) == 3
     assert wanted(0, 0, 0, 0, now_s=299) == 4, "too early for fewer"
     assert wanted(0, 0, 0, 0, now_s=300) == 2
     assert wanted(99, 0, now_s=0) == 8, "never too early for more"
@@ -100,6 +99,23 @@ def test_what_is_not_needed_is_given_back() -> None:
     spans = found.log.fleet.spans.columns
     assert sorted(spans["gone_s"][~np.isnan(spans["gone_s"])].tolist()) == [20, 25, 35]
     assert sorted(found.log.requests.columns["index"]) == list(range(40))
+
+
+def test_a_replica_that_goes_on_is_remembered() -> None:
+    """It was closed for a while, but has its cache; one that begins anew has an empty one."""
+    members, request = Members([1.0, 1.0]), Request(0, "r0", 0.0, 9, 1, (Segment("text", 9),))
+    first, second, anew = busy(5, 6, 7)
+    members.join(0, first)
+    members.join(1, second)
+    route = build_route("prefix-affinity", members, 1)
+    assert route(request) == 0
+    members.leave(0)
+    members.join(0, first)
+    cast(Any, first).num_unfinished = 9
+    assert route(request) == 0
+    members.leave(0)
+    members.join(0, anew)
+    assert route(request) == 1
 
 
 def test_fewer_gpu_hours_and_a_longer_tail_than_all_replicas_all_the_time() -> None:

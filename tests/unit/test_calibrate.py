@@ -13,7 +13,7 @@ from servesim.analysis.benchmark import read_benchmark
 from servesim.analysis.calibrate import MeasuredRow, calibrate_requests, calibrate_rows
 from servesim.analysis.figures import figures_of
 from servesim.analysis.fit import fit_identified
-from servesim.analysis.measured import MeasuredRequests, simulated_latencies
+from servesim.analysis.measured import Latencies, MeasuredRequests, MeasuredWorkload, simulated_latencies
 from servesim.analysis.metrics import summarise
 from servesim.analysis.simulation import prepare, run_prepared
 from servesim.cli import app
@@ -57,6 +57,7 @@ def test_it_finds_the_factor_and_the_host_time_again(scenario):
     found = calibrate_requests(load_scenario(scenario), measured, "made up", "server")
     assert found.profile.gpu_time_factor == pytest.approx(1.3, rel=0.04)
     assert found.profile.exposed_host_s == pytest.approx(0.004, rel=0.1)
+    assert found.profile.fitted_under == {"async_scheduling": False}
     assert "KV pool never filled" in found.profile.not_identified["num_gpu_blocks"]
     assert found.judged_on == "requests 121 to 240"
     for metric in ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"):
@@ -76,6 +77,8 @@ def test_it_finds_the_pool_when_the_pool_is_what_limits(scenario):
     found = calibrate_requests(loaded, measured, "made up", "server")
     assert found.profile.num_gpu_blocks == pytest.approx(1000, rel=0.1)
     assert found.profile.gpu_time_factor is None
+    assert found.profile.fitted_under["gpu_memory_utilization"] == 0.25
+    assert "async_scheduling" not in found.profile.fitted_under
     assert abs(found.after["mean_e2el_ms"]) < abs(found.before["mean_e2el_ms"]) / 3
 
 
@@ -98,6 +101,30 @@ def test_a_factor_found_with_one_model_is_carried_over_to_another(scenario):
     assert (found.profile.model, found.profile.gpu) == (None, "h100-sxm")
     assert found.profile.tensor_parallel_size == 1
     assert abs(found.after["median mean_tpot_ms"]) < 0.02 < abs(found.before["median mean_tpot_ms"])
+
+
+def test_rows_are_fitted_and_judged_by_the_figures_that_they_have(scenario):
+    pool = "engine.num_gpu_blocks_override=8000"
+
+    def row(judged, rate, *keys):
+        at = [pool, "workload.num_requests=60", f"workload.arrivals.rate_per_s={rate}"]
+        slowed = prepare(load_scenario(scenario, [*at, "engine.step_time.gpu_time_factor=1.25"]))
+        figures = figures_of(summarise(run_prepared(slowed)))
+        return MeasuredRow(
+            f"{rate}", load_scenario(scenario, at), {key: figures[key] for key in keys}, judged
+        )
+
+    rows = [row(False, 10, "mean_tpot_ms"), row(False, 20, "median_itl_ms", "duration")]
+    rows += [row(True, 15, "mean_tpot_ms"), row(False, 5, "duration"), row(True, 5, "duration")]
+    found = calibrate_rows(rows, "made up", "mine")
+    assert found.profile.gpu_time_factor == pytest.approx(1.25, rel=0.03)
+    assert found.profile.provenance == "made up; rows 10, 20"
+    assert found.judged_on == "1 other rows"
+    assert list(found.after) == ["median mean_tpot_ms"]
+    with pytest.raises(CalibrationError, match=r"two rows to fit to, with mean_tpot_ms or.*got 1 and 1"):
+        calibrate_rows(rows[1:], "made up", "mine")
+    with pytest.raises(CalibrationError, match=r"one to judge, with total.*got 2 and 0"):
+        calibrate_rows([*rows[:2], rows[-1]], "made up", "mine")
 
 
 def test_a_pool_that_the_scenario_gives_is_not_fitted(scenario):
@@ -125,6 +152,22 @@ def test_the_fit_looks_at_the_first_half_only(scenario):
     other = calibrate_requests(loaded, changed, "a", "a")
     assert other.profile.gpu_time_factor == plain.gpu_time_factor
     assert other.after["mean_e2el_ms"] < -0.5, "the held-out half shows what the first did not"
+
+
+@pytest.mark.parametrize("two_tokens_of", [0, 30, 3])
+def test_requests_of_one_token_tell_no_time_per_token(scenario, two_tokens_of):
+    """One in so many yields two tokens, or none; the factor comes out of what is left."""
+    loaded = load_scenario(scenario)
+    prompts = served(scenario).prompt_tokens
+    outputs = np.where(np.arange(240) % two_tokens_of == 0, 2, 1) if two_tokens_of else np.ones(240, np.int64)
+    arrivals = np.arange(240) * 0.02
+    asked = MeasuredRequests(prompts, Latencies(arrivals, outputs, arrivals + 1, arrivals + 2))
+    slow = prepare(load_scenario(scenario, ["engine.step_time.gpu_time_factor=1.3"]), MeasuredWorkload(asked))
+    measured = MeasuredRequests(prompts, simulated_latencies(run_prepared(slow)))
+    found = calibrate_requests(loaded, measured, "made up", "server")
+    assert found.profile.gpu_time_factor == pytest.approx(1.3, rel=0.05)
+    assert ("mean_tpot_ms" in found.after) is bool(two_tokens_of)
+    assert np.isfinite([*found.before.values(), *found.after.values()]).all()
 
 
 def test_too_few_requests_are_refused(scenario):
@@ -248,6 +291,7 @@ def test_the_command_writes_a_profile_that_a_scenario_can_name(scenario, tmp_pat
     assert "Held out (requests 121 to 240)" in result.stdout
     path = tmp_path / "server-calibrated.yaml"
     assert load_engine_profile(path).gpu_time_factor == pytest.approx(1.3, rel=0.04)
+    assert load_engine_profile(path).fitted_under.keys() <= {"async_scheduling"}
     profiled = api.simulate(load_scenario(scenario, [f"engine.profile={path}"]))
     expected_s = float(measured.latencies.tpot_s[measured.latencies.output_tokens > 1].mean())
     assert profiled.summary.tpot.mean_s == pytest.approx(expected_s, rel=0.03)
@@ -258,6 +302,11 @@ def test_a_benchmark_without_a_scenario_is_refused(scenario, tmp_path):
     path.write_text(json.dumps(bench_result(served(scenario))))
     with pytest.raises(CalibrationError, match=r"does not say what served it.*--scenario"):
         api.calibrate(path)
+    for asked in ({"scenario": scenario}, {"overrides": ["engine.max_num_seqs=8"]}):
+        with pytest.raises(
+            CalibrationError, match=r"scenarios of their own  -> leave out --scenario and --set"
+        ):
+            api.calibrate(tmp_path, **asked)
     path.write_text("not json")
     with pytest.raises(CalibrationError, match="cannot be read as JSON"):
         api.calibrate(path, scenario)

@@ -168,9 +168,17 @@ def test_check_refuses_what_serves_nobody(servesim, name):
         ),
         (("plan", "poisson-chat", "--rate", "5", "--slo", "ttft_p9=1"), "--slo  slo.ttft_p9  unknown key"),
         (("plan", "poisson-chat", "--rate", "5", "--vary", "engine.blok_size=8"), "--vary  engine.blok_size"),
+        (
+            ("plan", "poisson-chat", "--rate", "5", "--vary", "hardware.gpu=h100"),
+            "--vary  hardware.gpu  no such GPU",
+        ),
+        (("plan", "poisson-chat", "--rate", "5", "--slo", "0.5"), "--slo  not a limit  got 0.5  -> write"),
+        (("capacity", "poisson-chat", "--slo", "a..b=3"), "--slo  not a limit  got a..b=3  -> write"),
         (("plan", "poisson-chat", "--rate", "5", "--budget", "-5"), "--budget"),
         (("capacity", "poisson-chat", "--slo", "ttft_p9=1"), "--slo  slo.ttft_p9  unknown key"),
         (("calibrate", "no.json"), "no.json  cannot be read  got No such file or directory  -> give"),
+        (("run", "nothing.yaml"), 'no such scenario  got "nothing.yaml"  -> check the path, or take a name'),
+        (("run", "std1k.yaml"), 'no such scenario  got "std1k.yaml"  did you mean std10k?  -> see'),
     ],
 )
 def test_a_mistake_is_told_by_the_option_that_it_came_by(servesim, tmp_path, words, message):
@@ -245,6 +253,16 @@ def test_prompts_that_are_too_long_are_refused_one_by_one_and_reported(servesim)
     assert "max_model_len" in done.out
 
 
+def test_that_nobody_is_served_is_said_on_stderr(servesim):
+    words = ("azure-conv-h100", *SMALL, "--set", "engine.max_model_len=2", "--json")
+    told = "not one of 60 requests was completed, so most figures are n/a -> the warnings"
+    done = servesim("run", *words)
+    assert done.status == 0
+    assert done.err.startswith(f"servesim: azure-conv-h100: {told}")
+    assert "refused" in json.loads(done.out)["warnings"][1]["text"]
+    assert servesim("compare", "azure-conv-h100", *words).err.count(told) == 2
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused_before_simulating(servesim, tmp_path):
     (tmp_path / "taken").write_text("a file")
     refused = servesim("run", "azure-conv-h100", *SMALL, "--out", "taken")
@@ -252,6 +270,43 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_simulating(se
     assert "taken" in refused.err
     assert "--out" in refused.err
     assert not refused.out
+
+
+def test_a_mistake_leaves_a_folder_of_the_users_alone(servesim, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    too_large = ("run", "azure-conv-h100", "--set", "model=llama-3.1-70b", "--out")
+    for folder in ("mine", "mine/new/newer", str(tmp_path / "mine")):
+        refused = servesim(*too_large, folder)
+        assert (refused.status, "does not fit" in refused.err) == (2, True)
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["mine"]
+    monkeypatch.chdir(tmp_path / "mine")
+    assert servesim(*too_large, ".").status == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("fragmentation", "std10k", "--block-sizes", "0"), ("prefix-cache", "std10k", "--sizes", "x")],
+)
+def test_an_option_that_is_none_leaves_no_folder(servesim, tmp_path, words):
+    refused = servesim(*words)
+    assert refused.status == 2
+    assert words[2] in refused.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_with_semicolons_is_no_csv(servesim, tmp_path):
+    (tmp_path / "a.csv").write_text("arrival_s;prompt_tokens;output_tokens\n0.0;374;44\n")
+    refused = servesim("run", "azure-conv-h100", "--set", "workload.trace={file: a.csv, format: csv}")
+    told = "servesim: a.csv:1  has no commas between its columns  -> separate the columns by commas\n"
+    assert (refused.status, refused.err) == (2, told)
+
+
+def test_what_is_no_benchmark_says_what_one_is(servesim, tmp_path):
+    for text in ("name: x\n", "[]"):
+        (tmp_path / "a.json").write_text(text)
+        refused = servesim("calibrate", "a.json")
+        assert refused.status == 2
+        assert "-> give a folder of recorded runs, or the JSON of `vllm bench serve" in refused.err
 
 
 def test_an_unknown_scenario_is_named(servesim):

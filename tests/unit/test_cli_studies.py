@@ -70,11 +70,43 @@ def test_compare_with_replications_prints_differences(servesim):
     assert not Path("out").exists()
 
 
+def test_compared_replications_warn_where_the_traffic_differs(servesim):
+    Path("fast.yaml").write_text("extends: small.yaml\nname: fast\nworkload: {arrivals: {rate_per_s: 30}}\n")
+    Path("few.yaml").write_text("extends: small.yaml\nname: few\nengine: {max_num_seqs: 4}\n")
+    words = ("--replications", "2", "--jobs", "1", "--out", "c")
+    told = "mall and fast do not serve the same requests (their workloads differ)"
+    other, same = (servesim("compare", "small.yaml", name, *words)[1] for name in ("fast.yaml", "few.yaml"))
+    assert f"Warning: s{told}" in other
+    assert "the same requests" not in same
+    assert "the same requests" not in Path("c/compare.html").read_text()
+    assert json.loads(Path("c/compare.json").read_text())["warnings"] == []
+    servesim("compare", "small.yaml", "fast.yaml", *words)
+    assert told in Path("c/compare.html").read_text()
+    [warned] = json.loads(Path("c/compare.json").read_text())["warnings"]
+    assert (warned["kind"], told in warned["text"]) == ("other_traffic", True)
+
+
+def test_replications_that_serve_nobody_say_so(servesim):
+    words = ("run", "small.yaml", "--replications", "2", "--jobs", "1", "--set")
+    told = "Warning (small): no request was completed -> `servesim run` says why"
+    assert told in servesim(*words, "engine.max_model_len=100")[1]
+    assert told not in servesim(*words, "engine.max_model_len=1000")[1]
+
+
 def test_one_replication_and_a_step_trace_of_many_are_refused(servesim):
     assert servesim("run", "small.yaml", "--replications", "1")[0] == 2
     status, _, err = servesim("run", "small.yaml", "--replications", "2", "--step-trace", "t.jsonl")
     assert status == 2
     assert "--step-trace" in err
+
+
+def test_an_error_in_another_process_reads_as_in_this_one(servesim):
+    words = ("run", "small.yaml", "--set", "model=llama-3.1-70b", "--replications", "2")
+    here, there = (servesim(*words, "--jobs", jobs) for jobs in "12")
+    assert there == here
+    assert here[0] == 2
+    [line] = here[2].splitlines()
+    assert "llama-3.1-70b does not fit on h100-sxm" in line
 
 
 def test_a_sweep_prints_a_line_per_point_and_is_the_same_when_asked_again(servesim):
@@ -95,6 +127,8 @@ def test_a_sweep_prints_a_line_per_point_and_is_the_same_when_asked_again(serves
         (["--vary", "engine.block_size=8,16", "--figure", "p99_tfft_ms"], "did you mean p99_ttft_ms"),
         (["--vary", "engine.blok_size=8,16"], "did you mean block_size"),
         (["--vary", "engine.block_size=8:16"], "add --latin N"),
+        (["--vary", "seed=1,2", "--vary", "seed=3"], "--vary  seed  varies twice  -> give all its values"),
+        (["--vary", "seed=1,2", "--figure", "ttft"], "did you mean mean_ttft_ms or median_ttft_ms or p99"),
         ([], "add --vary"),
         (["--vary", "engine.block_size=8,16", "--backend", "dask"], "--scheduler ADDRESS"),
     ],

@@ -348,6 +348,11 @@ def test_a_rule_points_at_its_key() -> None:
     assert (str(error), error.path, error.next_step) == ("is odd", ("a", "b"), "make it even")
 
 
+def test_a_beginning_is_completed_however_many_ends_it_has() -> None:
+    ends = [f"a100-{rest}" for rest in ("40gb-pcie", "40gb-sxm", "80gb-pcie", "80gb-sxm")]
+    assert did_you_mean("a100", [*ends, "a10g"]) == f"did you mean {' or '.join(ends)}?"
+
+
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
@@ -355,6 +360,8 @@ def test_a_rule_points_at_its_key() -> None:
         ("h100", "did you mean h100-nvl or h100-sxm?"),
         ("H100-SXM", "did you mean h100-sxm?"),
         ("a1000", "did you mean a100?"),
+        ("sxm", "did you mean h100-sxm or h200-sxm?"),
+        ("-s", "allowed: a100, b200, h100-nvl, h100-sxm, h200-sxm"),
         ("tpu", "allowed: a100, b200, h100-nvl, h100-sxm, h200-sxm"),
         ("", "allowed: a100, b200, h100-nvl, h100-sxm, h200-sxm"),
     ],

@@ -120,7 +120,8 @@ def test_formats_that_nobody_measured_borrow_from_the_nearest():
         return law_of(gpu, name).seconds(load, 5760, 2880, 2880)
 
     assert seconds(H100, "fp8") == pytest.approx(seconds(H100, "fp8_block"), rel=0.01)
-    assert seconds(A100, "fp8") < seconds(A100, "none")  # expanded to bf16
+    for name in ("fp8", "fp8_block"):  # expanded to bf16, whose grouped products A100 has been measured on
+        assert 0.8 * seconds(A100, "none") < seconds(A100, name) < seconds(A100, "none")
     bare = H100.model_copy(update={"efficiency": H100.efficiency.model_copy(update={"experts": {}})})
     assert seconds(bare, "none") < seconds(H100, "none")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,6 +17,7 @@ from servesim.config.load import load_scenario
 from servesim.config.profiles import FirstCallEfficiency, load_gpu
 from servesim.cost.experts import Routing
 from servesim.cost.first_calls import FirstCallLaw, after, first_call_s
+from servesim.cost.host import HOST_PROFILES
 from servesim.cost.step_time import StepShape, build_step_time
 from servesim.report.fitted import block_text
 
@@ -37,7 +39,8 @@ def test_only_the_first_step_of_so_many_tokens_takes_longer():
     first_s, second_s, other_s = law.step_s(prompt(300)), law.step_s(prompt(300)), law.step_s(prompt(301))
     # qkv, output, gate and up, down: one preparation each, for all layers.
     kinds = ((1280, 768), (768, 768), (4096, 768), (768, 2048))
-    extra_s = sum(first_call_s(prepared.gpu.efficiency.first_call, 300, n, k) for n, k in kinds)
+    efficiency = prepared.gpu.efficiency.first_call
+    extra_s = sum(first_call_s(efficiency, 300, n, k) for n, k in kinds)
     assert first_s - second_s == pytest.approx(extra_s)
     assert 0.005 < extra_s < 0.025
     assert other_s - second_s > extra_s
@@ -48,6 +51,15 @@ def test_decodes_prepare_nothing_and_runs_of_them_are_what_single_steps_are():
     first_s, growth_s, _ = law.decode_steps(4, (400,), (4,))
     assert law.step_s(StepShape(4, (400,), (), 4)) == pytest.approx(first_s)
     assert law.step_s(StepShape(4, (404,), (), 4)) == pytest.approx(first_s + growth_s)
+
+
+def test_verifying_drafts_prepares_products_too():
+    settings = ("method=ngram", "num_speculative_tokens=4", "acceptance.law=iid", "acceptance.rate=0")
+    law, _ = law_of(RUN, *(f"engine.speculative.{each}" for each in settings))
+    verified = StepShape(4, (400,), (), 4 + 12, 12)
+    first_s = law.step_s(verified)
+    assert first_s > law.step_s(verified) + 0.001
+    assert law.step_s(StepShape(4, (400,), (), 4 + 13, 13)) > law.step_s(verified) + 0.001
 
 
 def test_a_process_forgets_the_counts_that_it_has_not_seen_for_long():
@@ -82,6 +94,13 @@ def test_a_simulation_begins_with_nothing_prepared_and_repeats_itself():
     one, two = run_prepared(prepared), run_prepared(prepared)
     ends = [run.log.requests.columns["finish_s"] for run in (one, two)]
     assert list(ends[0]) == list(ends[1])
+
+
+def test_every_replica_of_a_fleet_prepares_its_own_products():
+    settings = ("hardware.replicas=2", "workload.num_requests=2", "workload.arrivals={process: burst}")
+    _, prepared = law_of(RUN, *settings)
+    first_s = run_prepared(prepared).log.requests.columns["first_token_s"]
+    assert first_s[0] == pytest.approx(first_s[1])
 
 
 def test_recorded_runs_know_what_their_process_had_met():
@@ -146,3 +165,12 @@ def prepared_s(shape):
     """Seconds of a step of which nothing is new."""
     law, _ = law_of()
     return law.when_prepared.step_s(shape)
+
+
+def test_the_host_of_the_cpu_build_is_what_was_measured_beside_model_and_sampler():
+    rows = pd.read_csv(REPORTS / "hardware" / "cpu-core-kernels.csv")
+    host = rows[rows["op"] == "host"]
+    per_sequence_us, fixed_us = np.polyfit(host["batch"], host["latency_us"], 1)
+    profile = HOST_PROFILES["v1-cpu"]
+    assert 1e6 * profile.fixed_s == pytest.approx(fixed_us, rel=0.01)
+    assert 1e6 * profile.per_sequence_s == pytest.approx(per_sequence_us, rel=0.01)

@@ -236,6 +236,20 @@ def test_a_refusal_names_sizes_and_settings_that_work(model, gpu, engine):
         assert budget_of(model, gpu, **{**engine, **changes}).num_gpu_blocks > 1
 
 
+def test_a_refusal_counts_the_pages_of_a_drafter():
+    """An EAGLE layer's beside the 32 of the model; the number is the smallest that fits."""
+    eagle = {"method": "eagle", "num_speculative_tokens": 3, "acceptance": {"law": "iid", "rate": 0.7}}
+    asked = {"speculative": eagle, "max_model_len": 8192}
+    with pytest.raises(MemoryDoesNotFitError) as caught:
+        budget_of("llama-3.1-8b", "h100-sxm", kv_cache_memory_bytes=GIB, **asked)
+    size = int(re.search(r"engine\.kv_cache_memory_bytes: (\d+)", str(caught.value)).group(1))
+    assert size == 513 * 16 * 131_072 * 33 // 32
+    assert f"this length needs {size / GIB:.2f} GiB of KV cache" in str(caught.value)
+    assert budget_of("llama-3.1-8b", "h100-sxm", kv_cache_memory_bytes=size, **asked).num_gpu_blocks == 513
+    with pytest.raises(MemoryDoesNotFitError):
+        budget_of("llama-3.1-8b", "h100-sxm", kv_cache_memory_bytes=size - 1, **asked)
+
+
 def test_the_suggested_length_and_degree_are_the_best_ones():
     with pytest.raises(MemoryDoesNotFitError) as caught:
         budget_of("llama-3.1-8b", "l4")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from servesim.config.defaults import resolve_engine
 from servesim.config.profiles import load_gpu, load_model
 from servesim.config.scenario import EngineConfig, OperatorStepTime
 from servesim.cost.operators import OperatorLaw
+from servesim.cost.step_parts import DECODE_PARTS, DecodeParts
 from servesim.cost.step_time import StepShape
 
 LLAMA = load_model("llama-3.1-8b")
+MIXTURE = load_model("qwen3-30b-a3b")
 H100 = load_gpu("h100-sxm")
 
 
@@ -132,3 +135,20 @@ def test_published_experts_keep_their_own_format():
     plain, fp8 = (law_of(gpt, quantization=q).breakdown(shape) for q in ("none", "fp8"))
     assert plain["experts"] == fp8["experts"]
     assert plain["qkv"] != fp8["qkv"]
+
+
+@pytest.mark.parametrize(("batch", "at_least", "at_most"), [(64, 0.85, 1.0), (16384, 0.0, 0.25)])
+def test_reading_experts_is_weights_and_computing_with_them_is_not(batch, at_least, at_most):
+    """64 tokens reach nearly all experts with 4 rows each; 16,384 with 1,024, which compute for long."""
+    engine = resolve_engine(EngineConfig(step_time=OperatorStepTime(host="none")), MIXTURE, H100)
+    law = OperatorLaw(MIXTURE, H100, engine)
+    parts = law.breakdown(decode(batch, 0))
+    experts_s = parts["experts"] + parts["expert_rows"]
+    assert at_least < parts["experts"] / experts_s < at_most
+    assert sum(parts.values()) == pytest.approx(law.gpu_s(decode(batch, 0)), rel=1e-12)
+    step_s = np.array([law.step_s(decode(batch, 0))])
+    split = DecodeParts(law, engine).split([batch], [0], np.zeros(1), step_s)[0]
+    assert split.sum() == pytest.approx(step_s[0], rel=1e-9)
+    of = dict(zip(DECODE_PARTS, split.tolist(), strict=True))
+    assert of["compute"] > parts["expert_rows"]
+    assert parts["experts"] < of["weights"] < parts["experts"] + 0.5 * experts_s

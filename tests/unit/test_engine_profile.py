@@ -129,6 +129,40 @@ def test_a_profile_of_another_deployment_is_refused_with_its_line(tmp_path, line
     assert "got a scenario with" in str(caught.value)
 
 
+UNDER = """
+fitted_under:
+  async_scheduling: true
+  gpu_memory_utilization: 0.92
+  block_size: 16
+  kv_cache_dtype: auto
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "words", "step"),
+    [
+        ("gpu_memory_utilization: 0.8", "was fitted with gpu_memory_utilization 0.92", "num_gpu_blocks"),
+        ("kv_cache_dtype: fp8", "was fitted with kv_cache_dtype auto", "num_gpu_blocks"),
+        ("block_size: 32", "was fitted with block_size 16", "num_gpu_blocks"),
+        ("async_scheduling: false", "was fitted with async_scheduling True", "exposed_host_s"),
+        ('version: "0.11", gpu_memory_utilization: 0.92', "async_scheduling True", "exposed_host_s"),
+    ],
+)
+def test_scalars_are_refused_under_other_settings_than_they_were_fitted_under(tmp_path, engine, words, step):
+    with pytest.raises(ConfigError, match=rf"mine.yaml:\d+:.*{words}.*got a scenario with.*remove {step}"):
+        prepared(tmp_path, PROFILE + UNDER, engine=f", {engine}")
+
+
+def test_settings_that_no_taken_scalar_hangs_on_may_differ(tmp_path):
+    """The scenario has a pool and a host time of its own; the factor is of any pool."""
+    assert prepared(tmp_path, PROFILE + UNDER).memory.num_gpu_blocks == 5000
+    own = ", num_gpu_blocks_override: 777, step_time: {exposed_host_s: 0.001}"
+    others = ", gpu_memory_utilization: 0.8, async_scheduling: false"
+    assert prepared(tmp_path, PROFILE + UNDER, engine=own + others).engine.step_time.gpu_time_factor == 1.25
+    factor = "name: x\nprovenance: this test\ngpu_time_factor: 1.25\n"
+    assert prepared(tmp_path, factor + UNDER, engine=others).engine.step_time.gpu_time_factor == 1.25
+
+
 def test_a_profile_of_the_same_deployment_is_taken(tmp_path):
     same = PROFILE + "gpu: h100-sxm\nmodel: llama-3.1-8b\ntensor_parallel_size: 1\n"
     assert prepared(tmp_path, same).engine.step_time.gpu_time_factor == 1.25
@@ -137,6 +171,8 @@ def test_a_profile_of_the_same_deployment_is_taken(tmp_path):
 def test_mistakes_in_a_profile_are_told(tmp_path):
     with pytest.raises(ConfigError, match=r"mine.yaml.*gpu_time_facto.*did you mean gpu_time_factor"):
         prepared(tmp_path, PROFILE.replace("gpu_time_factor", "gpu_time_facto"))
+    with pytest.raises(ConfigError, match=r"mine.yaml.*block_sise.*did you mean block_size"):
+        prepared(tmp_path, PROFILE + UNDER.replace("block_size", "block_sise"))
     with pytest.raises(ConfigError, match="an engine profile needs the law of operators"):
         prepared(tmp_path, engine=", step_time: {law: linear, base_s: 0.01}")
     (tmp_path / "served.yaml").write_text(SCENARIO.format(engine="").replace("mine.yaml", "other.yaml"))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from servesim import api
 from servesim.analysis.attribution import PARTS
 from servesim.analysis.explain import explain_scenario
+from servesim.analysis.explain_cause import cause_of
 from servesim.analysis.explain_trials import Trial, run_trial
 from servesim.analysis.remedies import Remedy, applied, remedies_of
 from servesim.analysis.simulation import prepare
@@ -130,6 +134,48 @@ def test_every_part_and_cause_has_words():
     assert all(len(words) == 3 for words in CAUSE_WORDS.values())
 
 
+def test_what_was_never_tried_is_not_the_cause(small):
+    """Nothing relaxes a linear law, and a prefix cache that is on cannot be switched on."""
+    law = "{law: linear, base_s: 0.005, per_token_s: 0.0001}"
+    engine = f"engine={{max_num_seqs: 64, enable_prefix_caching: true, step_time: {law}}}"
+    of = api.explain(small, overrides=[engine], jobs=1).explanation
+    assert not {"cold_cache", "compute", "bandwidth"} & {one.cause for one in of.relaxations}
+    assert of.cause == "compute"
+
+
+def test_what_saves_nothing_is_not_the_cause():
+    seconds = np.array([float(part == "weights") for part in PARTS])
+    for saved in ({"kv": 0.0, "slots": -0.1}, {"kv": float("nan")}, {}):
+        assert cause_of("tpot", False, False, seconds, seconds, saved, 1.0) == "compute"
+    assert cause_of("tpot", False, False, seconds, seconds, {"kv": 0.0, "slots": 0.01}, 1.0) == "slots"
+
+
+@pytest.mark.parametrize("tokens", [1, 2])  # one has no TPOT
+def test_where_nothing_is_drawn_there_are_no_other_requests(small, tokens):
+    arrivals, outputs = "{process: constant, rate_per_s: 200}", f"{{law: fixed, tokens: {tokens}}}"
+    drawn = [f"workload.arrivals={arrivals}", f"workload.output_tokens={outputs}", "engine.max_num_seqs=1"]
+    found = api.explain(small, overrides=drawn, jobs=1)
+    assert found.explanation.recommended
+    assert found.explanation.checked == {}
+    assert "on other requests" not in str(found)
+
+
+def test_why_nothing_is_recommended_is_told(small):
+    found = api.explain(small, jobs=1)
+    of = found.explanation
+    assert of.recommended
+    chance = "What helps most on these requests does not save 5 % on others of their kind"
+    nothing = "Nothing that was tried helps by 5 % or more"
+    for change, told in (
+        ({"checked": dict.fromkeys((one.key for one in of.candidates), 0.01)}, chance),
+        ({"remedies": ()}, nothing),
+    ):
+        unadvised = replace(found, explanation=replace(of, **change))
+        assert unadvised.explanation.recommended == []
+        for shown in (str(unadvised), html.unescape(unadvised.to_html())):
+            assert [text for text in (chance, nothing) if text in shown] == [told]
+
+
 def test_a_remedy_shows_its_price_and_a_flag_costs_nothing(small, monkeypatch, capsys):
     words = ["explain", "small.yaml", "--jobs", "1", "--price", "h100-sxm=2", "--price", "b200=3"]
     of = json.loads(servesim(monkeypatch, capsys, *words, "--json")[1])
@@ -222,6 +268,8 @@ def test_an_autoscaler_that_comes_late_is_the_cause_and_its_limits_are_remedies(
     more = tried[f"{at}.min_replicas=2 hardware.replicas=2"]
     assert more.change(of.metric, of.figures) < -0.1
     assert of.extra_usd_per_hour(more) > 0
+    run = api.simulate(small, overrides=overrides).summary
+    assert of.usd_per_hour == pytest.approx(run.price_per_hour_usd)
 
 
 def test_pools_and_their_prices(small):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from servesim.analysis.plan_setup import candidates_of, question_of
 from servesim.analysis.plan_trials import Trial, TrialTask, run_trial
 from servesim.analysis.simulation import prepare
 from servesim.cli import app
+from servesim.cli.shared import prices_of
 from servesim.config.load import load_scenario
 from servesim.cost.step_time import StepShape
 from servesim.errors import ConfigError, StudyError
@@ -31,6 +33,7 @@ CHAT = (
     "slo.tpot_p99_s=0.02",
     "slo.ttft_p99_s=0.4",
 )
+FEW = (*CHAT, "workload.num_requests=2000")
 GPUS = "hardware.gpu=h100-sxm,a100-80gb-sxm,l40s"
 
 
@@ -173,6 +176,69 @@ def test_refusals() -> None:
     traffic = traffic_of(prepare(load_scenario("poisson-chat")).workload)
     with pytest.raises(ConfigError, match="h100-sxn"):
         candidates_of("poisson-chat", (), [api_axis("hardware.gpu=h100-sxn")], traffic)
+
+
+@pytest.mark.parametrize("rate_per_s", [0, -1, math.inf, math.nan])
+def test_what_is_no_rate_is_refused(rate_per_s: float) -> None:
+    with pytest.raises(StudyError, match="rate_per_s  cannot be planned with"):
+        api.plan("poisson-chat", rate_per_s, ["hardware.gpu=h100-sxm"])
+
+
+def test_what_is_no_price_is_refused() -> None:
+    loaded = load_scenario("poisson-chat", CHAT)
+    with pytest.raises(StudyError, match="price of h100-sxm  cannot be planned with"):
+        question_of(loaded, 1.0, None, {"h100-sxm": 0.0})
+    with pytest.raises(ConfigError, match="not a price"):
+        prices_of(["h100-sxm=0"], loaded)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [
+            "workload.num_requests=1",
+            "workload.sessions=null",
+            "workload.arrivals={process: constant, rate_per_s: 4}",
+        ],
+        ["workload.num_requests=5"],
+    ],
+)
+def test_one_request_and_one_session_have_no_rate(changes: list[str]) -> None:
+    with pytest.raises(StudyError, match="requests without a rate"):
+        api.plan("poisson-chat", 10, ["hardware.gpu=h100-sxm"], overrides=changes)
+    with pytest.raises(StudyError, match="requests without a rate"):
+        api.capacity("poisson-chat", overrides=changes)
+
+
+@pytest.mark.parametrize(
+    "axis", ["workload.arrivals.rate_per_s=10,20", "hardware.replicas=1,2", "slo.ttft_p99_s=1,2", "seed=1,2"]
+)
+def test_what_does_not_make_a_replica_does_not_vary(axis: str) -> None:
+    with pytest.raises(ConfigError, match="changes the question") as told:
+        api.plan("poisson-chat", 10, ["hardware.gpu=h100-sxm", axis], overrides=CHAT)
+    assert axis.partition("=")[0] in str(told.value)
+
+
+def test_dollars_are_not_compared_with_gpus() -> None:
+    gpus = ["hardware.gpu=h200-sxm,b300"]
+    with pytest.raises(StudyError, match=r"b300  -> give one: --price b300=USD"):
+        api.plan("poisson-chat", 10, gpus, overrides=CHAT, jobs=1)
+    with pytest.raises(StudyError, match="there is a budget"):
+        api.plan("poisson-chat", 10, ["hardware.gpu=b300"], overrides=CHAT, jobs=1, budget_usd_per_hour=9)
+
+
+def test_without_any_price_gpus_are_counted_and_that_is_said() -> None:
+    found = api.plan("poisson-chat", 60, ["hardware.gpu=b300"], overrides=FEW, jobs=1)
+    assert best(found).rank == 1
+    assert "ranked by the number of GPUs" in str(found)
+
+
+def test_who_refuses_long_prompts_is_not_ranked() -> None:
+    lengths = ["hardware.gpu=h100-sxm", "engine.max_model_len=1024,32768"]
+    found = api.plan("poisson-chat", 60, lengths, overrides=FEW, jobs=1).plan.candidates
+    assert [one.label["engine.max_model_len"] for one in found] == ["32768", "1024"]
+    assert [one.rank for one in found] == [1, 0]
+    assert "requests are longer than engine.max_model_len=1024" in found[1].lost
 
 
 def api_axis(text: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -12,12 +14,25 @@ from servesim.analysis.tables import requests_frame
 from servesim.api import check, fragmentation
 from servesim.config.load import load_scenario
 from servesim.config.scenario import Router
+from servesim.engine.disaggregation import DecodeScheduler
+from servesim.engine.queues import FcfsQueue
+from servesim.engine.scheduler import SchedulerLimits
+from servesim.engine.state import RequestState
+from servesim.engine.versions import RULES
 from servesim.errors import ConfigError, MemoryDoesNotFitError
+from servesim.kv.paged import PagedKVCache
 from servesim.report.html import report_html
 from servesim.report.terminal import result_text
+from servesim.workload.request import Request
 
 FEW = ("workload.trace.max_requests=1200",)
 APART = ("hardware.gpu=h100-sxm", "model=llama-3.1-8b", "engine.tensor_parallel_size=1")
+
+HUNDRED = (
+    "workload={num_requests: 5, prompt_tokens: {law: fixed, tokens: 100}, "
+    "output_tokens: {law: fixed, tokens: 2}, arrivals: {process: burst}}",
+    "workload.trace=null",
+)
 
 
 def run(name: str, *overrides: str) -> Run:
@@ -95,6 +110,47 @@ def test_stages_of_a_request_are_written_down() -> None:
     assert "KV transfer, mean (ms):" in result_text(summary)
 
 
+def test_a_kv_cache_moves_in_the_layout_of_whoever_pulls_it() -> None:
+    """Every GPU of a replica has the whole latent of MLA: eight take eight times the bytes, on one port."""
+    found = run(
+        "prefill-decode-70b", *APART, "model=deepseek-v2-lite", "workload.trace.max_requests=60",
+        "fleet.pools={eight: {serves: decode, engine: {tensor_parallel_size: 8}}}",
+    )  # fmt: skip
+    assert found.log.fleet is not None
+    of = found.log.fleet.transfers.columns
+    token_s = (of["done_s"] - of["begun_s"] - 20e-6) / of["num_tokens"]
+    assert set(of["target"]) == {2, 3, 4}
+    num_gpus = np.where(of["target"] == 4, 8, 1)
+    assert token_s == pytest.approx(num_gpus * 27 * 576 * 2 / 50e9)
+
+
+def test_a_long_queue_is_not_gone_through_for_every_step() -> None:
+    """A decoding replica without free blocks looks at the first request that waits for some."""
+    looked = 0
+
+    class Looked(FcfsQueue):
+        def __iter__(self) -> Iterator[RequestState]:
+            nonlocal looked
+            for state in super().__iter__():
+                looked += 1
+                yield state
+
+        def unordered(self) -> list[RequestState]:
+            return list(self)
+
+    kv = PagedKVCache(9, 16, enable_prefix_caching=False)
+    scheduler = DecodeScheduler(SchedulerLimits(8, 512, 128), RULES["0.26"], kv)
+    scheduler.on_pull = lambda request, num_tokens: None
+    queue = scheduler.waiting = Looked()
+    for index in range(400):
+        scheduler.add(Request(index, f"r{index}", 0.0, 64, 8))
+    for _ in range(50):
+        assert scheduler.plan() is None
+        assert scheduler.waiting is queue
+    assert len(queue) == 400
+    assert looked <= 50 * 4, "two for which there was room, and the one after them"
+
+
 def test_no_prompt_is_computed_beside_a_decode() -> None:
     """The reason to take them apart: the longest gap between two tokens is a step of decodes."""
     apart = summarise(run("prefill-decode-70b", *FEW, *APART, "workload.trace.rate_scale=10"))
@@ -124,6 +180,10 @@ def test_no_prompt_is_computed_beside_a_decode() -> None:
             ["fleet.pools.decode.engine={kv_cache_dtype: fp8}"],
             "pools between which KV caches move need one kv_cache_dtype",
         ),
+        (  # a prompt that the decoder refuses would stay with the prefiller for ever
+            ["fleet.pools.decode.engine={max_model_len: 2048}"],
+            "pools between which KV caches move need one max_model_len",
+        ),
         (
             ["fleet.pools.decode.serves=all", "fleet.pools.prefill.serves=all"],
             "fleet.kv_link  needs pools that serve prefill and decode",
@@ -139,6 +199,23 @@ def test_check_looks_at_every_pool() -> None:
     """Seventy billion parameters do not fit one L4; `servesim check` says so without simulating."""
     with pytest.raises(MemoryDoesNotFitError, match="l4"):
         check("prefill-decode-70b", overrides=["fleet.pools.decode.gpu=l4"])
+
+
+def test_an_engine_that_no_pool_has_need_not_serve() -> None:
+    """Seventy billion parameters do not fit one H100, nor a hundred tokens of prompt into 16."""
+    four = "engine={tensor_parallel_size: 4, max_model_len: 8192}"
+    every = [f"fleet.pools.{name}.{four}" for name in ("prefill", "decode")]
+    unused = ["engine.tensor_parallel_size=1", "engine.max_model_len=16", *HUNDRED]
+    _, memory, _ = check("prefill-decode-70b", overrides=[*unused, *every])
+    assert memory.num_gpu_blocks > 0
+    assert summarise(run("prefill-decode-70b", *unused, *every)).completed == 5
+
+
+def test_requests_that_only_some_pool_can_serve_are_not_all_refused() -> None:
+    short = [f"fleet.pools.{name}.engine={{max_model_len: 16}}" for name in ("new", "old")]
+    check("mixed-pools", overrides=[*short[:1], *HUNDRED])
+    with pytest.raises(ConfigError, match="every request would be refused"):
+        check("mixed-pools", overrides=[*short, *HUNDRED])
 
 
 def test_a_memory_study_is_of_equal_pools() -> None:

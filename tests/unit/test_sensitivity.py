@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ import pytest
 import servesim
 from servesim.analysis.inputs import inputs_of
 from servesim.analysis.metrics import summarise
-from servesim.analysis.model_error import joint_errors, model_error
+from servesim.analysis.model_error import ModelError, joint_errors, model_error
 from servesim.analysis.replications import run_replication, with_seed
 from servesim.analysis.sensitivity import Task, run_task
 from servesim.analysis.simulation import prepare, run_prepared
+from servesim.config.files import list_data, shipped
 from servesim.config.load import load_scenario
 from servesim.workload.altered import burstier
 
@@ -149,6 +152,30 @@ def test_recorded_errors_are_those_of_the_load() -> None:
     assert saturated.ratio.low <= saturated.ratio.value <= saturated.ratio.high
     assert saturated.ratio.value == pytest.approx(math.exp(-np.median(saturated.errors)), rel=0.02)
     assert saturated.real(10.0) == pytest.approx(10.0 / np.exp(saturated.errors))
+
+
+def test_a_cpu_says_nothing_of_gpus(tmp_path: Path) -> None:
+    """Recorded CPUs are known by their names, as residuals.csv holds no more of them."""
+    table = shipped("reports/validation") / "residuals.csv"
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    assert {row["gpu"] for row in rows} - set(list_data("gpus")) == {"cpu-core"}
+    counts = {"cpu": 0, "gpu": 0}
+    for row in rows:
+        if row["figure"] == "mean_tpot_ms" and row["calibrated"] == "no":
+            counts["cpu" if row["gpu"] == "cpu-core" else "gpu"] += 1
+    found = {
+        kind: cast(
+            ModelError, model_error("mean_tpot_ms", "no such load", calibrated=False, on_cpu=kind == "cpu")
+        )
+        for kind in counts
+    }
+    assert {kind: len(errors.errors) for kind, errors in found.items()} == counts
+    core = TOY.replace("h100-sxm", str(shipped("reports/validation") / "hardware" / "cpu-core.yaml"))
+    core = core.replace("llama-3.1-8b", "llama-3.2-1b")
+    for kind, text in (("gpu", TOY), ("cpu", core)):
+        errors = study(tmp_path, text, replications=2).sensitivity.model_error("mean_tpot_ms")
+        assert errors is not None
+        assert set(errors.errors) <= set(found[kind].errors)
 
 
 def test_doubts_are_kept_apart(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from servesim.api import simulate
+from servesim.analysis.simulation import prepare, run_prepared
+from servesim.analysis.step_times import law_of as law_of_recording
+from servesim.api import check, simulate
 from servesim.config.defaults import resolve_engine
 from servesim.config.load import load_scenario
 from servesim.config.profiles import load_gpu, load_model
@@ -103,6 +107,18 @@ def test_acceptance_depends_on_the_place_and_not_on_who_asks_when():
     assert first(a, 3, True) == 0, "placeholders are never accepted"
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_law_keeps_nothing_of_a_request(tmp_path, recorded):
+    """It may never be asked again: its last token comes without drafts, or its replica fails."""
+    (tmp_path / "steps.csv").write_text("tokens\n1\n2\n")
+    acceptance = {"law": "recorded", "file": "steps.csv"} if recorded else {"law": "iid", "rate": 0.7}
+    config = SpeculativeConfig(**speculative(acceptance=acceptance))
+    law, request = build_acceptance(config, 1, lambda name: tmp_path / name), state()
+    before = sys.getrefcount(request)
+    law(request, 3, False)
+    assert sys.getrefcount(request) == before
+
+
 # ---- cost --------------------------------------------------------------------------------------
 
 
@@ -123,6 +139,42 @@ def gain(batch, spec, *, model=LLAMA, context=1000, mean_tokens=None, **options)
     spec_s = build_step_time(model, H100, engine(speculative=spec, **options), draft).step_s(verification)
     mean_tokens = mean_tokens or expected_tokens_per_step((spec["acceptance"]["rate"],) * drafts)
     return mean_tokens * plain_s / spec_s
+
+
+def test_a_recording_is_judged_with_its_draft_model():
+    """Four times over all sixteen layers of the draft model, and not over one layer of the model."""
+    spec = speculative("draft", 4)
+    prepared = prepare(load_scenario("std10k", [f"engine.speculative={json.dumps(spec)}"]))
+    shape = StepShape(8, (8 * 1004,), (), 8 * 5, 8 * 4)
+    wanted = build_step_time(LLAMA, H100, prepared.engine, SMALL)
+    assert law_of_recording(prepared).step_s(shape) == pytest.approx(wanted.step_s(shape), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        speculative("draft", 4),
+        speculative("eagle", 3),
+        speculative("medusa", 3, tree_tokens=64),
+        speculative("ngram", 3),
+    ],
+    ids=lambda spec: spec["method"],
+)
+def test_calibrated_scalars_reach_drafting_and_verification(spec):
+    drafts = spec["num_speculative_tokens"]
+    shape = StepShape(64, (64 * 8000,), ((300, 0),), 64 * (1 + drafts) + 1, 64 * drafts)
+
+    def law(**scalars):
+        config = engine(speculative=spec)
+        scaled = config.model_copy(update={"step_time": config.step_time.model_copy(update=scalars)})
+        return build_step_time(LLAMA, H100, scaled, SMALL if spec["method"] == "draft" else None)
+
+    plain, slow = law(), law(gpu_time_factor=1.3)
+    assert slow.gpu_s(shape) == pytest.approx(1.3 * plain.gpu_s(shape), rel=1e-12)
+    assert slow.verify_s(shape) == pytest.approx(1.3 * plain.verify_s(shape), rel=1e-12)
+    assert sum(slow.breakdown(shape).values()) == pytest.approx(slow.gpu_s(shape))
+    if spec["method"] != "ngram":  # which drafts on the host
+        assert law(bandwidth_factor=0.5).draft_s(shape) > 1.6 * plain.draft_s(shape)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +326,53 @@ def test_what_cannot_be_is_refused(scenario, overrides, words):
         load_scenario(scenario, overrides)
 
 
+def test_check_builds_the_engine(scenario):
+    with pytest.raises(ConfigError, match=r"vLLM 0.22 has no watermark"):
+        check(scenario, overrides=["engine.version=0.22", "engine.watermark=0.1"])
+
+
+def test_what_was_accepted_is_noted_for_a_step_trace_only(scenario):
+    schedulers, steps = [], []
+
+    def watch(number, engine, scheduler, law):
+        schedulers.append(scheduler)
+        return law
+
+    for options in ({}, {"step_trace": steps.append}):
+        few = load_scenario(scenario, ["workload.num_requests=20"])
+        run_prepared(prepare(few), watch=watch, **options)
+    sizes = [max(map(len, dicts_of(one.accept)), default=0) for one in schedulers]
+    assert sizes == [0, 0], "a line of a trace takes what was noted"
+    assert sum(sum(step.get("accepted", {}).values()) for step in steps) > 100
+
+
+def dicts_of(law):
+    return [value for value in vars(law).values() if isinstance(value, dict)]
+
+
 def test_drafting_needs_room_in_a_step():
     config = EngineConfig(max_num_seqs=64, max_num_batched_tokens=64, speculative=speculative("draft"))
     with pytest.raises(ConfigError, match="no room for a token"):
         resolve_engine(config, LLAMA, H100)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "other_tokens"),
+    [
+        (["engine.version=0.26", "engine.max_num_seqs=256"], 256),
+        (["engine.version=0.33", "engine.max_num_batched_tokens=8191", "engine.max_model_len=8191"], 0),
+        (["engine.speculative=null", "workload.sampling={method: parallel, n: 4}"], 3),
+    ],
+)
+def test_a_whole_prompt_needs_room_beside_drafts_and_sequences(scenario, overrides, other_tokens):
+    """Where it has none it would never start, nor would whoever is behind it."""
+    drafting = ["engine.speculative.method=draft", "engine.speculative.draft_model=llama-3.2-1b"]
+    whole = ["engine.enable_chunked_prefill=false", "engine.max_num_batched_tokens=8192"]
+    loaded = load_scenario(scenario, [*drafting, *whole, *overrides, "workload.num_requests=2"])
+    if not other_tokens:
+        assert run_prepared(prepare(loaded)).log.requests.columns["status"].tolist() == [0, 0]
+        return
+    with pytest.raises(
+        ConfigError, match=rf"beside the {other_tokens} .*raise it to at least {8191 + other_tokens}"
+    ):
+        run_prepared(prepare(loaded))

@@ -151,6 +151,21 @@ def test_n_gram_drafts_pad_a_new_decode_out_of_a_step_that_has_no_room_for_them(
 # ---- what is refused ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("acceptance", "words"),
+    [
+        ([0.5], "spec.acceptance  needs one rate for each of the 4 drafts"),
+        (1.7, "spec.acceptance  must be 1 or less"),
+        ([0.5, 0.5, 0.5, -0.1], "spec.acceptance[3]  must be 0 or more"),
+    ],
+)
+def test_acceptance_is_a_rate_or_one_for_every_draft(acceptance: Any, words: str) -> None:
+    settings = SETTINGS | {"spec": {"num_tokens": 4, "acceptance": acceptance}}
+    with pytest.raises(ServesimError) as caught:
+        api.trace(settings, REQUESTS)
+    assert words in str(caught.value)
+
+
 def test_every_problem_of_the_settings_is_told_with_its_line(files: Path) -> None:
     text = (
         '{\n "num_gpu_blocks": 20,\n "block_sise": 4,\n "watermark": 2,\n "kv_groups": [{"type": "sliding"}]}'

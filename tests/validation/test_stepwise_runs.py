@@ -14,9 +14,12 @@ from servesim.analysis.calibrate import calibrate_folder
 from servesim.analysis.recorded import find_folders, read_folder
 from servesim.analysis.schedule_replay import replay_schedule
 from servesim.analysis.simulation import prepare
-from servesim.analysis.validate import validate_folder
+from servesim.analysis.stepwise import read_stepwise
+from servesim.analysis.validate import FITTED_TO, validate_folder
 from servesim.analysis.validate_steps import ANOTHER_MODEL, OTHER_RUNS
 from servesim.config.engine_profile import load_engine_profile
+from servesim.errors import TraceError
+from servesim.report.accuracy_steps import steps_table
 from servesim.report.fitted import block_text
 
 VALIDATION = Path(__file__).parents[2] / "reports" / "validation"
@@ -54,6 +57,39 @@ def test_every_recorded_step_is_scheduled_as_vllm_did(folder):
     assert sum(check.runs for check in checks) == len(recorded)
     assert sum(check.steps for check in checks) == sum(len(run.steps) for run in recorded)
     assert [text for check in checks for text in check.differences] == []
+
+
+def test_a_profile_of_another_deployment_is_listed_and_the_plain_law_still_judged(tmp_path):
+    (tmp_path / "p.yaml").write_text("name: x\nprovenance: this test\ngpu: h100-sxm\n")
+    folder = read_folder(FITTED)
+    recorded = replace(folder.stepwise, runs=folder.stepwise.runs[:2], profile=tmp_path / "p.yaml")
+    found = validate_folder(replace(folder, stepwise=recorded))
+    assert [(one.row, one.reason) for one in found.refusals] == [
+        ("steps, grid", "gpu was fitted with gpu h100-sxm")
+    ]
+    assert {one.calibrated for one in found.stepwise.steps} == {False}
+
+
+def test_steps_that_were_fitted_to_are_told_from_others_at_their_load():
+    folder = read_folder(FITTED)
+    fitted, other = folder.stepwise.runs[:2]
+    recorded = replace(folder.stepwise, runs=(fitted, replace(other, judged=True)))
+    found = validate_folder(replace(folder, stepwise=recorded))
+    for calibrated in (False, True):
+        parts = [one.judged_on for one in found.stepwise.steps if one.calibrated is calibrated]
+        assert parts == [FITTED_TO, FITTED_TO, OTHER_RUNS, OTHER_RUNS]
+    assert [row[3] for row in steps_table([found]).rows] == [FITTED_TO, FITTED_TO, OTHER_RUNS, OTHER_RUNS]
+
+
+@pytest.mark.parametrize("column", ["process", "group", "load", "set", "part"])
+def test_a_table_of_runs_without_a_column_is_told(tmp_path, column):
+    for name in ("requests.csv.gz", "steps.csv.gz"):
+        (tmp_path / name).write_bytes((FITTED / name).read_bytes())
+    head, *rows = (FITTED / "runs.csv").read_text(encoding="utf-8").splitlines()
+    text = "\n".join([head.replace(f",{column},", ",another,"), *rows])
+    (tmp_path / "runs.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(TraceError, match=rf"runs.csv .*has no column {column}"):
+        read_stepwise(tmp_path)
 
 
 def test_the_recordings_have_what_makes_schedules_differ():

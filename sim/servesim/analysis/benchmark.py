@@ -53,20 +53,21 @@ def read_benchmark(path: Path) -> MeasuredRequests:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    step = "give a folder of recorded runs, or the JSON of `vllm bench serve --save-detailed`"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        step = "give a folder of recorded runs, or the JSON of `vllm bench serve --save-detailed`"
         reason = error.strerror or str(error)
         raise CalibrationError(
             Problem("cannot be read", file=str(path), got=reason, next_step=step)
         ) from None
     except ValueError as error:
         raise CalibrationError(
-            Problem("cannot be read as JSON", file=str(path), got=str(error).splitlines()[0])
+            Problem("cannot be read as JSON", file=str(path), got=str(error).splitlines()[0], next_step=step)
         ) from None
     if not isinstance(result, dict):
-        raise CalibrationError(Problem("is not a result of `vllm bench serve`", file=str(path)))
+        problem = Problem("is not a result of `vllm bench serve`", file=str(path), next_step=step)
+        raise CalibrationError(problem)
     return result
 
 

@@ -18,9 +18,9 @@ def turning_rate(
 ) -> tuple[float, float]:
     """The highest rate that is surely kept and the lowest that is surely missed, as close as ``width``.
 
-    0 and infinity where none was found. ``start`` is any rate to begin from, ``step`` the factor by which to
-    leave it, ``most`` how many rates are asked about. Where a rate cannot be decided, each side is narrowed
-    alone against the nearest of such.
+    0 and infinity where none was found; what is kept beyond a rate that is missed was luck. ``start`` is any
+    rate to begin from, ``step`` the factor by which to leave it, ``most`` how many rates are asked about.
+    Where a rate cannot be decided, each side is narrowed alone against the nearest of such.
     """
     known: dict[float, Verdict] = {}
 
@@ -30,9 +30,9 @@ def turning_rate(
         return known[rate]
 
     def ends() -> tuple[float, float]:
-        kept = (rate for rate, of in known.items() if of == "kept")
-        missed = (rate for rate, of in known.items() if of == "missed")
-        return max(kept, default=0.0), min(missed, default=math.inf)
+        high = min((rate for rate, of in known.items() if of == "missed"), default=math.inf)
+        kept = (rate for rate, of in known.items() if of == "kept" and rate < high)
+        return max(kept, default=0.0), high
 
     def nearest(wanted: Verdict, decided: float, undecided: float) -> None:
         while abs(math.log(undecided / decided)) > math.log1p(width / 2) and len(known) < most:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,49 +100,66 @@ def calibrate_requests(
     )
 
 
-_FITTED_FIGURES = ("mean_tpot_ms", "median_itl_ms")
-"""Of a row: how fast the engine steps. The throughput of a burst holds client and API server time as well."""
 _DEPLOYMENT = ("model", "gpu", "tensor_parallel_size")
-_JUDGED_FIGURES = ("total_token_throughput", "mean_tpot_ms")
+
+
+def _figures(judged: bool) -> tuple[str, ...]:
+    """What a row is judged by, or fitted to: how fast the engine steps.
+
+    The throughput of a burst holds client and API server time as well.
+    """
+    return ("total_token_throughput", "mean_tpot_ms") if judged else ("mean_tpot_ms", "median_itl_ms")
 
 
 def calibrate_rows(rows: Sequence[MeasuredRow], provenance: str, name: str) -> Calibration:
-    """Fit to the TPOT and ITL of the rows that are not judged.
+    """Fit to the TPOT and ITL of the rows that are not judged, to those of them that a row has.
 
     The profile names the model, the GPU and the degree that all rows share: what they do not share it is
     meant to carry over.  Raises CalibrationError as calibrate_requests does.
     """
+    rows = [row for row in rows if row.measured.keys() & _figures(row.judged)]
     fitted = [row for row in rows if not row.judged]
-    deployments = [Deployment(prepare(row.loaded)) for row in rows]
     if len(fitted) < 2 or len(fitted) == len(rows):
-        problem = Problem("needs two rows to fit to and one to judge", got=f"{len(fitted)} of {len(rows)}")
+        speed, result = (" or ".join(_figures(judged)) for judged in (False, True))
+        problem = Problem(
+            f"needs two rows to fit to, with {speed}, and one to judge, with {result}",
+            got=f"{len(fitted)} and {len(rows) - len(fitted)}",
+        )
         raise CalibrationError(problem)
+    deployments = [Deployment(prepare(row.loaded)) for row in rows]
+
+    def errors(values: dict[str, float], *, judged: bool) -> Iterator[tuple[str, float]]:
+        """ln(simulated / real) of every figure that the rows of one part have."""
+        for deployment, row in zip(deployments, rows, strict=True):
+            if row.judged is judged:
+                figures = figures_of(summarise(deployment.run(values)))
+                for key in _figures(judged):
+                    if key in row.measured:
+                        yield key, math.log(figures[key] / row.measured[key])
 
     def residuals(values: dict[str, float]) -> Floats:
-        found = []
-        for deployment, row in zip(deployments, rows, strict=True):
-            if not row.judged:
-                figures = figures_of(summarise(deployment.run(values)))
-                found += [math.log(figures[key] / row.measured[key]) for key in _FITTED_FIGURES]
-        return np.array(found)
+        return np.array([error for _, error in errors(values, judged=False)])
 
     one = deployments[0]
     fit = fit_identified(residuals, one.names, one.limits)
     one.refuse_if_nothing(fit)
 
     def judged(values: dict[str, float]) -> dict[str, float]:
-        errors: dict[str, list[float]] = {key: [] for key in _JUDGED_FIGURES}
-        for deployment, row in zip(deployments, rows, strict=True):
-            if row.judged:
-                figures = figures_of(summarise(deployment.run(values)))
-                for key in _JUDGED_FIGURES:
-                    errors[key].append(math.log(figures[key] / row.measured[key]))
-        return {f"median {key}": float(np.median(values)) for key, values in errors.items()}
+        found = defaultdict(list)
+        for key, error in errors(values, judged=True):
+            found[key].append(error)
+        return {f"median {key}": float(np.median(found[key])) for key in found}
 
     listed = ", ".join(row.name for row in fitted)
     profiles = [each.profile(fit, f"{provenance}; rows {listed}", name) for each in deployments]
-    apart = {key: None for key in _DEPLOYMENT if len({getattr(each, key) for each in profiles}) > 1}
+    apart: dict[str, Any] = {
+        key: None for key in _DEPLOYMENT if len({getattr(each, key) for each in profiles}) > 1
+    }
     profile, after = profiles[0], judged(fit.values)
+    shared = set.intersection(*(set(each.fitted_under.items()) for each in profiles))
+    apart["fitted_under"] = {
+        key: value for key, value in profile.fitted_under.items() if (key, value) in shared
+    }
     return Calibration(
         profile.model_copy(update={**apart, "held_out_error": _rounded(after)}),
         fit.standard_errors,
@@ -191,17 +210,22 @@ def _samples(latencies: Latencies) -> tuple[Floats, ...]:
 def _groups(simulated: Latencies) -> Groups:
     """For TTFT, TPOT and E2E latency, requests alike (few neighbours or many, short prompts or long).
 
-    Such groups differ in what their time goes to; groups of neighbours in time would not.
+    Such groups differ in what their time goes to; groups of neighbours in time would not.  Requests of one
+    token have no TPOT and are in no group of it; a metric that fewer than five have has none.
     """
-    count = min(_GROUPS, max(1, len(simulated) // 5))
-    return [np.array_split(np.argsort(sample, kind="stable"), count) for sample in _samples(simulated)]
+    groups = []
+    for sample in _samples(simulated):
+        order = np.argsort(sample, kind="stable")[: np.isfinite(sample).sum()]  # NaNs come last
+        count = min(_GROUPS, len(order) // 5)
+        groups.append(np.array_split(order, count) if count else [])
+    return groups
 
 
 def _grouped(latencies: Latencies, groups: Groups) -> Floats:
     """ln of the mean latency of every group."""
     means: Floats = np.array(
         [
-            float(np.nanmean(sample[group]))
+            float(sample[group].mean())
             for sample, of_metric in zip(_samples(latencies), groups, strict=True)
             for group in of_metric
         ]
@@ -218,8 +242,8 @@ def _weights(real: Latencies, simulated: Latencies, groups: Groups) -> Floats:
     errors = []
     for found, true, of_metric in zip(_samples(simulated), _samples(real), groups, strict=True):
         for group in of_metric:
-            ratios = found[group] / np.nanmean(found[group]) - true[group] / np.nanmean(true[group])
-            errors.append(float(np.nanstd(ratios)) / math.sqrt(len(group)))
+            ratios = found[group] / found[group].mean() - true[group] / true[group].mean()
+            errors.append(float(ratios.std()) / math.sqrt(len(group)))
     worth = 1.0 / np.maximum(np.array(errors), 0.01)
     return np.asarray(worth / worth.max())
 

@@ -19,6 +19,8 @@ from servesim.errors import CalibrationError, Problem
 __all__ = ["calibrate_steps"]
 
 Floats = NDArray[np.float64]
+Timed = tuple[tuple[str, ...], TimedSteps]
+"""A run's own settings, and its steps."""
 
 
 def calibrate_steps(recorded: RecordedSteps, provenance: str, name: str) -> Calibration:
@@ -27,8 +29,8 @@ def calibrate_steps(recorded: RecordedSteps, provenance: str, name: str) -> Cali
     Runs and kinds of step weigh alike, however many steps they have. Raises CalibrationError when there is
     nothing to fit to or to judge by, or no scalar can be told.
     """
-    fitted = [timed_steps(run) for run in recorded.runs if not run.judged]
-    judged = [timed_steps(run) for run in recorded.runs if run.judged]
+    fitted = [(run.overrides, timed_steps(run)) for run in recorded.runs if not run.judged]
+    judged = [(run.overrides, timed_steps(run)) for run in recorded.runs if run.judged]
     if not fitted or not judged:
         problem = Problem(
             "needs runs to fit to and others to judge by",
@@ -37,15 +39,20 @@ def calibrate_steps(recorded: RecordedSteps, provenance: str, name: str) -> Cali
             next_step="give the column part: fit or judge",
         )
         raise CalibrationError(problem)
-    prepared = prepare(recorded.runs[0].load_scenario())
-    deployment = Deployment(prepared)
+    settings = {run.overrides: run for run in recorded.runs}
+    served = {overrides: prepare(run.load_scenario()) for overrides, run in settings.items()}
+    deployment = Deployment(served[recorded.runs[0].overrides])
     names = [name for name in SCALARS if name in deployment.names and name != "num_gpu_blocks"]
 
-    def errors(values: dict[str, float], runs: Sequence[TimedSteps]) -> dict[str, Floats]:
+    def errors(values: dict[str, float], runs: Sequence[Timed]) -> dict[str, Floats]:
         """Mean of ln(law / recorded) of every run that has such steps, by kind of step."""
-        law = build_step_time(prepared.model, prepared.gpu, deployment.moved_engine(values))
-        logs = [np.log(predicted_s(run, law) / run.replay.seconds) for run in runs]
-        marks = {kind: [run.of(kind) for run in runs] for kind in KINDS}
+        moved = {"step_time": deployment.moved_engine(values).step_time}
+        laws = {
+            overrides: build_step_time(one.model, one.gpu, one.engine.model_copy(update=moved), one.draft)
+            for overrides, one in served.items()
+        }
+        logs = [np.log(predicted_s(run, laws[of]) / run.replay.seconds) for of, run in runs]
+        marks = {kind: [run.of(kind) for _, run in runs] for kind in KINDS}
         return {
             kind: np.array([log[mark].mean() for log, mark in zip(logs, chosen, strict=True) if mark.any()])
             for kind, chosen in marks.items()
@@ -61,7 +68,7 @@ def calibrate_steps(recorded: RecordedSteps, provenance: str, name: str) -> Cali
         {f"step, {kind}": float(each.mean()) for kind, each in errors(values, judged).items() if len(each)}
         for values in (start, {**start, **fit.values})
     )
-    steps = sum(len(run.replay.shapes) for run in fitted)
+    steps = sum(len(run.replay.shapes) for _, run in fitted)
     profile = deployment.profile(fit, f"{provenance}; {steps} steps of {len(fitted)} runs", name)
     return Calibration(
         profile.model_copy(update={"held_out_error": {key: round(value, 4) for key, value in after.items()}}),

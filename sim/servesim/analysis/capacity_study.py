@@ -14,6 +14,7 @@ from servesim.analysis.bisection import Verdict, turning_rate
 from servesim.analysis.capacity import Bracket, at_load, capacity_bracket, refuse_limitless, refuse_pools
 from servesim.analysis.plan_bounds import Analytic
 from servesim.analysis.plan_constraint import first_constraint
+from servesim.analysis.plan_fleet import LOOKS
 from servesim.analysis.plan_guess import Fluid
 from servesim.analysis.plan_setup import traffic_in
 from servesim.analysis.plan_trials import Trial, TrialTask, simulated_replicas
@@ -22,8 +23,6 @@ from servesim.errors import Problem, StudyError
 
 __all__ = ["CapacityStudy", "study_capacity"]
 
-LOOKS = (4, 8)
-"""Trials after which a rate is looked at, until it is decided."""
 _WIDTH = 0.08
 _STEP = 1.3  # by which the guess is left: it is within some ten percent as a rule
 

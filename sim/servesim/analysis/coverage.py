@@ -31,7 +31,7 @@ class Cell:
     """ln(simulated / real), in the order of the recorded runs."""
     low: float
     high: float
-    """95 % interval: of the median error over runs, or of one run's error over its requests."""
+    """95 % interval: of the median size over runs, or of one run's signed error over its requests."""
 
     @property
     def bias(self) -> float:
@@ -74,9 +74,9 @@ def sorted_cells(cells: Iterable[Cell]) -> list[Cell]:
 def _interval(group: Sequence[Finding]) -> tuple[float, float]:
     if len(group) == 1:
         return group[0].low, group[0].high
-    errors = np.array([one.error for one in group])
-    draws = np.random.default_rng(0).integers(0, len(errors), (_RESAMPLES, len(errors)))
-    low, high = np.percentile(np.median(errors[draws], axis=1), (2.5, 97.5))
+    sizes = np.array([abs(one.error) for one in group])
+    draws = np.random.default_rng(0).integers(0, len(sizes), (_RESAMPLES, len(sizes)))
+    low, high = np.percentile(np.median(sizes[draws], axis=1), (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -92,6 +92,8 @@ _FEATURES = (
     "async scheduling",
     "prefix caching with hits",
     "fp8 KV cache",
+    "int8 KV cache",
+    "int4 KV cache",
     "fp8 weights",
     "fp8_block weights",
     "int8 weights",
@@ -99,7 +101,17 @@ _FEATURES = (
     "mxfp4 weights",
     "nvfp4 weights",
     "eager mode",
+    "CUDA graphs piecewise",
+    "CUDA graphs full",
+    "CUDA graphs full_decode_only",
+    "no chunked prefill",
+    "speculative decoding",
     "priority scheduling",
+    "swapping",
+    "KV eviction",
+    "static batching",
+    "orca batching",
+    "prefill-first batching",
     "contiguous allocator",
 )
 """Everything that has kernels or rules of its own; names as in Finding.features."""

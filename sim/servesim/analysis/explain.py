@@ -177,6 +177,6 @@ def _check(found: Explanation, remedies: Sequence[Remedy], trials: Trials) -> di
     by_text = {one.text: one for one in remedies}
     tasks = [TrialTask(loaded, remedy=by_text[key], fresh=True) for key in wanted]
     base, *others = trials([TrialTask(loaded, fresh=True), *tasks])
-    if base.figures is None or base.figures == found.figures:
+    if base.figures is None or np.array_equal(base.figures, found.figures, equal_nan=True):
         return {}  # nothing is drawn at random: there are no other requests
     return {one.key: one.change(found.metric, base.figures) for one in others}

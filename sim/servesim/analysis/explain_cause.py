@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.attribution import PARTS
 
-__all__ = ["CAUSES", "cause_of"]
+__all__ = ["cause_of"]
 
 Floats = NDArray[np.float64]
-
-CAUSES = (
-    "kv", "slots", "interference", "host", "bandwidth", "link", "cold_cache", "bursty", "oversize", "compute",
-    "batch", "router", "failure", "kv_link",
-    "autoscaler",
-)  # fmt: skip
-"""What can be the matter; report/explain.py has the words."""
 
 _CAUSE_OF_PART = {
     "slot": "slots",
@@ -54,7 +47,7 @@ def cause_of(
     saved: Mapping[str, float],
     variation: float,
 ) -> str:
-    """One of CAUSES.
+    """A key of CAUSE_WORDS in report/explain_words.py.
 
     ``tail`` and ``typical``: seconds by PARTS of the slow and of the usual requests; ``saved``: the share of
     the figure that relaxing a cause saves; ``variation``: of the gaps between arrivals; ``static``:
@@ -77,12 +70,17 @@ def cause_of(
         if cause == "prompts":
             own = excess[PARTS.index("prefill")] > _MOST * excess.sum()  # the slow ones are the long ones
             told = [one for one in _PROMPT_CAUSES if not (own and one == "oversize")]
-            return max(told, key=lambda one: saved.get(one, 0.0))
+            return _most_saving(told, saved)
         if cause == "interference" and saved.get("oversize", 0.0) >= 0.5 * saved.get(cause, 0.0) > 0:
             return "oversize"
         if saved.get(cause, 0.0) >= _TELLS:
             return cause
-    return max(saved, key=lambda cause: saved[cause]) if saved else "compute"
+    return _most_saving(saved, saved)
+
+
+def _most_saving(causes: Iterable[str], saved: Mapping[str, float]) -> str:
+    """That whose relaxation saves most; compute, which there always is, where none was tried that saves."""
+    return max((one for one in causes if saved.get(one, 0.0) > 0), key=saved.__getitem__, default="compute")
 
 
 def _from_outside(largest: str, saved: Mapping[str, float], variation: float) -> str | None:

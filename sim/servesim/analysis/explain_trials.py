@@ -9,14 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from servesim.analysis.distribution import distribution
-from servesim.analysis.metrics import request_times
+from servesim.analysis.metrics import request_times, summarise
 from servesim.analysis.relaxations import relaxations_of
 from servesim.analysis.remedies import Remedy, applied
 from servesim.analysis.replications import run_replication
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
 from servesim.config.load import LoadedScenario
-from servesim.engine.events import Log
 from servesim.errors import ServesimError
 
 __all__ = ["Figures", "Trial", "TrialTask", "figures_of", "run_trial", "usd_per_hour"]
@@ -120,7 +119,10 @@ def usd_per_hour(run: Run, prices: Mapping[str, float]) -> float | None:
     """Price of all GPUs of a run; with an autoscaler of those that are paid for, averaged over time."""
     engine, replicas = run.scenario.engine, float(run.scenario.hardware.replicas)
     if run.scenario.fleet is not None and run.scenario.fleet.autoscaler is not None:
-        replicas = _paid_replicas(run.log)
+        fleet = summarise(run).fleet
+        assert fleet is not None
+        assert fleet.scaling is not None
+        replicas = fleet.scaling.mean_paid
     gpus = [(run.gpu, engine.tensor_parallel_size * engine.pipeline_parallel_size * replicas)]
     if run.pools:
         gpus = [(pool.gpu, float(pool.replicas * pool.gpus_per_replica)) for pool in run.pools]
@@ -131,10 +133,3 @@ def usd_per_hour(run: Run, prices: Mapping[str, float]) -> float | None:
             return None
         total += price * count
     return total
-
-
-def _paid_replicas(log: Log) -> float:
-    assert log.fleet is not None
-    spans = log.fleet.spans.columns
-    gone_s = np.where(np.isnan(spans["gone_s"]), log.end_s, spans["gone_s"])
-    return float((gone_s - spans["ordered_s"]).sum()) / log.end_s if log.end_s > 0 else 0.0

@@ -12,7 +12,7 @@ from servesim.analysis.measured import Latencies
 from servesim.analysis.summary import Summary
 from servesim.cost.memory import MemoryBudget
 
-__all__ = ["METRICS", "Metric", "figures_of", "memory_figures", "request_figures", "sample_of"]
+__all__ = ["METRICS", "OF_RESULTS", "Metric", "figures_of", "memory_figures", "request_figures", "sample_of"]
 
 Floats = NDArray[np.float64]
 _GIB = 2**30
@@ -68,6 +68,17 @@ METRICS: dict[str, Metric] = {
 }
 """Every figure that a recorded run may give, by its name there; times in ms, throughputs per second."""
 
+_OF_STEPS = (
+    "mean_running",
+    "mean_waiting",
+    "mean_kv_usage",
+    "peak_kv_usage",
+    "preemptions",
+    "prefix_hit_tokens",
+)
+OF_RESULTS = tuple(name for name in METRICS if name not in _OF_STEPS)
+"""Those that results.csv may hold, a row for each run."""
+
 _OF_REQUESTS = [f"{name}_{kind}_ms" for kind in ("ttft", "tpot", "e2el") for name in ("mean", "p99")]
 
 
@@ -79,12 +90,13 @@ def sample_of(metric: str, latencies: Latencies) -> Floats | None:
 
 
 def request_figures(latencies: Latencies) -> dict[str, float]:
-    """The figures of a run that is known request by request."""
+    """The figures of a run that is known request by request; without TPOT where no request has two tokens."""
     figures = {}
     for metric in _OF_REQUESTS:
         sample = sample_of(metric, latencies)
         assert sample is not None
-        figures[metric] = float(METRICS[metric].statistic(sample))
+        if np.isfinite(sample).any():
+            figures[metric] = float(METRICS[metric].statistic(sample))
     ends_s = latencies.arrival_s + latencies.e2e_s
     duration_s = float(ends_s.max() - latencies.arrival_s.min())
     figures["output_throughput"] = float(latencies.output_tokens.sum()) / duration_s

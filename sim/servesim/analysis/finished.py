@@ -101,7 +101,7 @@ def compare_finished(results: Sequence[Finished]) -> tuple[Row, ...]:
 
 def fragmentation_rows(results: Sequence[Finished]) -> tuple[Row, ...]:
     """Where the memory went, class by class, and what the loss costs."""
-    group = "Fragmentation"
+    group = "Fragmentation while requests wait, if they do"
     paths = [
         *(
             (f"Pool share: {name} (%)", f"fragmentation.pressed.classes.{name}.mean", 100.0)

@@ -15,7 +15,7 @@ from servesim.cost.kv_groups import kv_layout
 from servesim.cost.step_time import StepTime, build_step_time
 from servesim.engine.events import Log
 from servesim.engine.fleet import Replica, Site, simulate_fleet
-from servesim.engine.handover import KvLink
+from servesim.engine.handover import KvPort
 from servesim.engine.loop import simulate
 from servesim.engine.router import BLIND, Members, Route, build_route
 from servesim.errors import ConfigError, Problem
@@ -23,7 +23,7 @@ from servesim.workload.routed import shares
 
 Serves = Literal["all", "prefill", "decode"]
 
-__all__ = ["check_pools", "serve_fleet", "serve_pools"]
+__all__ = ["check_engines", "serve_fleet", "serve_pools"]
 
 
 def serve_fleet(
@@ -55,7 +55,7 @@ def serve_fleet(
         return build_route(hardware.router, members, scenario.seed)
 
     def make(number: int) -> Replica:
-        return _watched(build_replica(prepared, step_time)[0], number, prepared, watch)
+        return _watched(build_replica(prepared, after(step_time, prepared.rows_met)), number, prepared, watch)
 
     if hardware.router in BLIND and (waits_for_nothing or sampled) and scenario.fleet is None:
         parts = shares(workload, router(Members([1.0] * hardware.replicas)), count)
@@ -89,7 +89,7 @@ def serve_pools(
     fleet, router = scenario.fleet, scenario.hardware.router
     assert fleet is not None
     link = load_link(prepared.loaded.find("links", fleet.kv_link)) if fleet.kv_link else None
-    sites, pools, token_bytes = list[Site](), list[Pool](), 0
+    sites, pools = list[Site](), list[Pool]()
     for name, pool in fleet.pools.items():
         own = of_pool(prepared, pool)
         law = build_step_time(own.model, own.gpu, own.engine, own.draft)
@@ -98,41 +98,38 @@ def serve_pools(
         def make(
             number: int, own: Prepared = own, law: StepTime = law, serves: Serves = pool.serves
         ) -> Replica:
-            replica, _ = build_replica(own, after(law, own.rows_met), serves=serves)
-            return _watched(replica, number, own, watch)
+            return _watched(build_replica(own, after(law, own.rows_met), serves=serves), number, own, watch)
 
-        rate = link.replica_bytes_per_s(num_gpus) if link else 0.0
+        token_bytes = kv_layout(own.model, own.engine).token_bytes * own.engine.tensor_parallel_size
+        port = KvPort(link.replica_bytes_per_s(num_gpus) if link else 0.0, token_bytes)
         depth = 2 if own.engine.async_scheduling else 1
         sites += [
-            Site(partial(make, len(sites) + number), depth, pool.serves, pool.weight, rate)
+            Site(partial(make, len(sites) + number), depth, pool.serves, pool.weight, port)
             for number in range(pool.replicas)
         ]
         pools.append(Pool(name, pool.serves, pool.replicas, num_gpus, own.gpu, own.engine, own.memory))
-        if pool.serves == "decode":
-            layout = kv_layout(own.model, own.engine)
-            token_bytes = max(token_bytes, layout.token_bytes * own.engine.tensor_parallel_size)
     log = simulate_fleet(
         prepared.workload,
         sites,
         lambda members: build_route(router, members, scenario.seed),
         events=fleet,
-        link=KvLink(link.latency_s, token_bytes) if link else None,
+        link_latency_s=link.latency_s if link else None,
         on_end=on_end,
         stop=stop,
     )
     return log, tuple(pools)
 
 
-def check_pools(prepared: Prepared) -> None:
-    """Raise ServesimError for a link or a pool that could not serve."""
+def check_engines(prepared: Prepared) -> None:
+    """Raise ServesimError for a link or an engine that could not serve."""
     fleet = prepared.loaded.scenario.fleet
-    if fleet is None:
-        return
-    if fleet.kv_link:
+    if fleet is not None and fleet.kv_link:
         load_link(prepared.loaded.find("links", fleet.kv_link))
-    for pool in fleet.pools.values():
-        own = of_pool(prepared, pool)
-        build_replica(own, build_step_time(own.model, own.gpu, own.engine, own.draft), serves=pool.serves)
+    each: list[tuple[Prepared, Serves]] = [(prepared, "all")]
+    if fleet is not None and fleet.pools:
+        each = [(of_pool(prepared, pool), pool.serves) for pool in fleet.pools.values()]
+    for own, serves in each:
+        build_replica(own, build_step_time(own.model, own.gpu, own.engine, own.draft), serves=serves)
 
 
 def _watched(replica: Replica, number: int, prepared: Prepared, watch: Watch | None) -> Replica:

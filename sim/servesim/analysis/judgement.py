@@ -10,10 +10,11 @@ from servesim.analysis.caveats import RELIABLE_COMPLETIONS, Caveat, Warned
 from servesim.analysis.run import Run
 from servesim.analysis.summary import Summary
 from servesim.analysis.timeline import Timeline
+from servesim.analysis.warmup import arrival_span_s
 from servesim.config.workload import BurstArrivals, ClosedLoopArrivals
 from servesim.engine.events import Log
 
-__all__ = ["judge", "queue_growth"]
+__all__ = ["judge", "overload_per_s"]
 
 
 def judge(run: Run, summary: Summary, line: Timeline) -> tuple[Warned, ...]:
@@ -21,20 +22,22 @@ def judge(run: Run, summary: Summary, line: Timeline) -> tuple[Warned, ...]:
     return (*_ends(run, summary), *_load(run, summary, line), *_statistics(summary), *_memory(run, summary))
 
 
-def queue_growth(line: Timeline, first_arrival_s: float, last_arrival_s: float) -> float:
-    """Slope of the waiting queue (of a fleet: all queues), in requests per second, over the second half of
-    the arrivals' time.
+def overload_per_s(run: Run, line: Timeline) -> float:
+    """By how many requests per second the queue (of a fleet: all queues) grows to the end; 0 if it does not.
 
-    Least squares on 20 time-binned means; 0 when the arrivals take no time. The first half is left
-    out because a queue that fills at the begin is not overload.
+    Least squares on 20 time-binned means over the second half of the time in which requests, or sessions,
+    begin: a queue that fills at the begin is not overload. The queue of a stable engine wanders, too: growth
+    counts from 2 % of that half's arrivals on.
     """
-    middle_s = (first_arrival_s + last_arrival_s) / 2
-    if not last_arrival_s > middle_s or not len(line):
+    first_s, last_s = arrival_span_s(run)
+    half_s = (last_s - first_s) / 2
+    if not half_s > 0 or not len(line):
         return 0.0
-    edges_s = np.linspace(middle_s, last_arrival_s, 21)
+    edges_s = np.linspace(last_s - half_s, last_s, 21)
     waiting = line.columns["waiting"]
     slope, _ = np.polyfit(edges_s[:-1], line.bin_means(edges_s, waiting, waiting), 1)
-    return float(slope) * max(1, len(line.parts))
+    growth_per_s = float(slope) * max(1, len(line.parts))
+    return growth_per_s if growth_per_s * half_s > max(0.02 * len(run.log.requests) / 2, 10) else 0.0
 
 
 def _ends(run: Run, summary: Summary) -> Iterator[Warned]:
@@ -78,13 +81,7 @@ def _load(run: Run, summary: Summary, line: Timeline) -> Iterator[Warned]:
         if summary.num_prompts > 1:
             yield Caveat.BURST.say()
         return
-    arrival_s = np.array(run.log.requests.columns["arrival_s"])
-    if len(arrival_s) < 2:
-        return
-    begin_s, end_s = float(arrival_s.min()), float(arrival_s.max())
-    growth_per_s = queue_growth(line, begin_s, end_s)
-    # The queue of a stable engine wanders too: growth counts from 2 % of that half's arrivals on.
-    if growth_per_s * (end_s - begin_s) / 2 > max(0.02 * len(arrival_s) / 2, 10):
+    if summary.num_prompts and (growth_per_s := overload_per_s(run, line)):
         yield Caveat.OVERLOAD.say(growth_per_s=growth_per_s)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,16 @@ def read_measured(path: Path) -> MeasuredRequests:
         )
     values = [[_number(path, line, row, name) for name in _COLUMNS] for line, row in enumerate(rows, start=2)]
     columns = dict(zip(_COLUMNS, np.array(values).T, strict=True))
+    empty = np.flatnonzero((columns["prompt_tokens"] < 1) | (columns["output_tokens"] < 1))
+    if len(empty):
+        raise TraceError(
+            Problem(
+                "a request asks with at least one token, and gets at least one",
+                file=str(path),
+                line=int(empty[0]) + 2,
+                next_step="leave out requests that failed",
+            )
+        )
     order = np.argsort(columns["arrival_s"], kind="stable")
     column = {name: values[order] for name, values in columns.items()}
     arrival_s = column["arrival_s"]
@@ -96,10 +107,13 @@ def read_measured(path: Path) -> MeasuredRequests:
 
 def _number(path: Path, line: int, row: dict[str, str], name: str) -> float:
     try:
-        return float(row[name])
+        value = float(row[name])
     except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
         wrong = Problem("needs a number", file=str(path), line=line, path=name, got=repr(row.get(name)))
-        raise TraceError(wrong) from None
+        raise TraceError(wrong)
+    return value
 
 
 class MeasuredWorkload:

@@ -18,6 +18,7 @@ __all__ = ["ModelError", "joint_errors", "model_error"]
 
 Floats = NDArray[np.float64]
 _FEWEST = 5  # recorded runs from which on a load's own errors are used
+_CPU = "cpu-"  # what the names of recorded CPUs begin with: their errors say little of a GPU, and the reverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +39,25 @@ class ModelError:
         return np.asarray(simulated * np.exp(-self.errors))
 
 
-def model_error(key: str, load: str, calibrated: bool) -> ModelError | None:
+def model_error(key: str, load: str, *, calibrated: bool, on_cpu: bool = False) -> ModelError | None:
     """The recorded errors of a figure at a load; None where nobody recorded the figure.
 
-    ``calibrated``: of runs with an engine profile, judged on what it was not fitted to.
+    ``calibrated``: of runs with an engine profile, judged on what it was not fitted to; ``on_cpu``: of a CPU
+    in place of GPUs.
     """
-    joint = joint_errors([key], load, calibrated)
+    joint = joint_errors([key], load, calibrated=calibrated, on_cpu=on_cpu)
     return None if joint is None else ModelError(joint.errors[:, 0], joint.recorded_at)
 
 
-def joint_errors(keys: Sequence[str], load: str, calibrated: bool) -> ModelError | None:
+def joint_errors(
+    keys: Sequence[str], load: str, *, calibrated: bool, on_cpu: bool = False
+) -> ModelError | None:
     """The same of several figures: a row of errors for each run of which all were recorded."""
     runs: dict[tuple[str, str, str, int], dict[str, float]] = {}
     seen: Counter[tuple[str, ...]] = Counter()
     for row in _table():
-        if row["figure"] in keys and row["calibrated"] == ("yes" if calibrated else "no"):
+        same_kind = row["gpu"].startswith(_CPU) == on_cpu
+        if same_kind and row["figure"] in keys and row["calibrated"] == ("yes" if calibrated else "no"):
             run = (row["recording"], row["row"], row["load"])
             number = seen[*run, row["figure"]]  # runs under one name follow one another
             seen[*run, row["figure"]] += 1

@@ -17,7 +17,7 @@ from servesim.analysis.plan_guess import likely_replicas
 from servesim.analysis.plan_search import DEARER, Run, State, screen, settle, side_by_side
 from servesim.analysis.plan_trials import Trial, TrialTask
 from servesim.config.load import LoadedScenario
-from servesim.errors import ServesimError
+from servesim.errors import Problem, ServesimError, StudyError
 
 __all__ = ["Plan", "make_plan"]
 
@@ -40,16 +40,26 @@ def make_plan(
     for one in candidates:
         _bound(one, question)
     alive = [one for one in candidates if not one.lost]
+    _refuse_unpriced(alive, question)
     counter = _Counter(run)
     state = State(alive)
     # The likely cheapest first: what they find bounds the others in the same round.
     alive.sort(key=lambda one: one.likely * one.unit)
     side_by_side([screen(one, question, state) for one in alive], counter)
     found = sorted((one for one in alive if one.fleet), key=lambda one: one.weight)
-    contenders = [one for one in found[:_CONTENDERS] if one.weight <= DEARER * found[0].weight]
-    side_by_side([settle(one, question) for one in contenders], counter)
-    _rank(found, [one for one in contenders if one.fleet])
+    _rank(found, _settled(found, question, counter))
     return Plan(scenario, question, tuple(sorted(candidates, key=_place)), counter.count)
+
+
+def _settled(found: Sequence[Candidate], question: PlanQuestion, run: Run) -> list[Candidate]:
+    """Those that keep the SLO when looked at closely: a few, until none that is left is cheaper."""
+    left, sure = list(found), list[Candidate]()
+    while left and left[0].weight < min((one.weight for one in sure), default=math.inf):
+        contenders = [one for one in left[:_CONTENDERS] if one.weight <= DEARER * left[0].weight]
+        left = left[len(contenders) :]
+        side_by_side([settle(one, question) for one in contenders], run)
+        sure += [one for one in contenders if one.fleet]
+    return sure
 
 
 def _place(one: Candidate) -> tuple[bool, int, bool, bool, float]:
@@ -86,11 +96,10 @@ def _bound(one: Candidate, question: PlanQuestion) -> None:
     price = question.prices_usd_per_hour.get(prepared.gpu.name, prepared.gpu.price_per_hour_usd)
     if price is not None:
         one.usd_per_replica_hour = price * one.gpus_per_replica
-    most = 0.0 if law_alone else analytic.most_rate_per_s()
-    if not most:
-        one.lost = law_alone or "not even one request runs within the TPOT limit"
+    if law_alone:
+        one.lost = law_alone
         return
-    one.least = math.ceil(question.rate_per_s / most)
+    one.least = math.ceil(question.rate_per_s / analytic.most_rate_per_s())
     too_dear = one.over_budget(one.least, question)
     if one.least > MOST_REPLICAS:
         one.lost = f"needs more than {MOST_REPLICAS:,} replicas"
@@ -98,6 +107,19 @@ def _bound(one: Candidate, question: PlanQuestion) -> None:
         one.lost = f"{too_dear}: the mean load alone takes {one.least:,} replicas"
     else:
         one.likely = likely_replicas(one.analytic, one.least, MOST_REPLICAS, question.rate_per_s)
+
+
+def _refuse_unpriced(candidates: Sequence[Candidate], question: PlanQuestion) -> None:
+    """Raise StudyError where dollars would be compared with GPUs, or with no dollars at all."""
+    unpriced = sorted(
+        {one.analytic.prepared.gpu.name for one in candidates if one.usd_per_replica_hour is None}
+    )
+    some = len(unpriced) and any(one.usd_per_replica_hour is not None for one in candidates)
+    if some or (unpriced and question.budget_usd_per_hour is not None):
+        step = "give one: " + " ".join(f"--price {gpu}=USD" for gpu in unpriced)
+        what = "the others are ranked by price" if some else "there is a budget"
+        got = ", ".join(unpriced)
+        raise StudyError(Problem(f"a GPU without a price, where {what}", got=got, next_step=step))
 
 
 # ---- the ranking -----------------------------------------------------------------------------------

@@ -15,12 +15,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from servesim.analysis.plan_trials import WARM_UP
 from servesim.analysis.points import ready
 from servesim.analysis.simulation import Prepared
 from servesim.config.load import LoadedScenario
 from servesim.config.scenario import SloConfig
+from servesim.config.speculative import IidAcceptance, RecordedAcceptance
 from servesim.cost.step_time import StepShape, StepTime, build_step_time
+from servesim.engine.acceptance import expected_tokens_per_step
 from servesim.workload.request import Request, Workload
+from servesim.workload.traces import read_column
 
 __all__ = ["Analytic", "Traffic", "traffic_of"]
 
@@ -33,19 +37,25 @@ class Traffic(NamedTuple):
     num_requests: int
     rate_per_s: float
     """Requests per second as the scenario has it."""
-    prompt_tokens: float
-    """To compute, per request: text that came before counts once, as if a cache kept all."""
-    long_prompt_tokens: int
-    """The 99th percentile, cached text included."""
     output_tokens: float
-    decode_context_tokens: float
-    """KV tokens that a decode step attends to, per request."""
     arrivals_s: Floats
     """Of every request, in order."""
     prompts: Floats
-    """Tokens to compute of each."""
+    """Tokens of each."""
+    new_prompts: Floats
+    """The same without text that came before, as if a cache kept all."""
     outputs: Floats
     """Tokens to generate of each."""
+
+    def decode_context_tokens(self, prompts: Floats, window: int | None) -> float:
+        """KV tokens behind such prompts that a decode step attends to under a window, per request."""
+        steps = np.maximum(self.outputs - 1, 0)
+        most = math.inf if window is None else window
+        below = np.clip(most - prompts, 0, steps)  # steps until the window is full
+        contexts = below * prompts + below * (below + 1) / 2
+        if window is not None:
+            contexts += (steps - below) * window
+        return float(contexts.sum() / max(1.0, steps.sum()))
 
 
 def traffic_of(workload: Workload) -> Traffic:
@@ -58,25 +68,22 @@ def traffic_of(workload: Workload) -> Traffic:
             if name is not None and name in seen:
                 new -= num_tokens
             seen.add(name)
+        seen.add(request.output_name)
         new_tokens.append(max(1, new))
         prompts.append(request.prompt_tokens)
         outputs.append(request.output_tokens)
         arrivals_s.append(request.arrival_s)
-    prompt, output = np.array(prompts, dtype=np.float64), np.array(outputs, dtype=np.float64)
-    steps = np.maximum(output - 1, 0)
-    contexts = steps * prompt + steps * (steps + 1) / 2
+    output = np.array(outputs, dtype=np.float64)
     order = np.argsort(arrivals_s, kind="stable")
     first_s = [request.arrival_s for request in workload.arrivals()]
     span_s = (first_s[-1] - first_s[0]) * len(prompts) / len(first_s)
     return Traffic(
         num_requests=len(prompts),
         rate_per_s=(len(prompts) - 1) / span_s if span_s > 0 else math.inf,
-        prompt_tokens=float(np.mean(new_tokens)),
-        long_prompt_tokens=int(np.quantile(prompt, 0.99)),
         output_tokens=float(output.mean()),
-        decode_context_tokens=float(contexts.sum() / max(1.0, steps.sum())),
         arrivals_s=np.array(arrivals_s)[order],
-        prompts=np.array(new_tokens, dtype=np.float64)[order],
+        prompts=np.array(prompts, dtype=np.float64)[order],
+        new_prompts=np.array(new_tokens, dtype=np.float64)[order],
         outputs=output[order],
     )
 
@@ -110,44 +117,79 @@ class Analytic:
         )
 
     @cached_property
-    def most_running(self) -> tuple[int, str]:
-        """Mean requests that run at once at most, and what limits them."""
-        seqs = self.prepared.engine.max_num_seqs or 1
-        each = self.traffic.decode_context_tokens + self.prepared.engine.block_size / 2
-        fitting = int(self.prepared.memory.kv_cache_tokens / each)
-        return (fitting, "KV blocks") if fitting < seqs else (seqs, "slots")
+    def prompts(self) -> Floats:
+        """Tokens to compute of every prompt."""
+        cached = self.prepared.engine.enable_prefix_caching
+        return self.traffic.new_prompts if cached else self.traffic.prompts
+
+    @cached_property
+    def long_prompt_tokens(self) -> int:
+        """The 99th percentile of those that a trial counts: caches are warm then."""
+        arrival_s = self.traffic.arrivals_s
+        begin_s = arrival_s[0] + WARM_UP * (arrival_s[-1] - arrival_s[0])
+        return int(np.quantile(self.prompts[arrival_s >= begin_s], 0.99))
+
+    @cached_property
+    def tokens_per_step(self) -> float:
+        """Of a request that decodes: one, and the drafts that are accepted on average."""
+        speculative = self.prepared.engine.speculative
+        if speculative is None:
+            return 1.0
+        law, drafts = speculative.acceptance, speculative.num_speculative_tokens
+        if isinstance(law, RecordedAcceptance):
+            steps = read_column(self.loaded.find("traces", law.file), law.column)
+            return float(np.minimum(steps, 1 + drafts).mean())
+        return expected_tokens_per_step((law.rate,) * drafts if isinstance(law, IidAcceptance) else law.rates)
+
+    @cached_property
+    def most_running(self) -> int:
+        """Mean requests that run at once at most; blocks that several share are counted for none."""
+        memory = self.prepared.memory
+        layout = memory.kv_layout
+        kept = (self._context(self.prompts, window) for window in layout.group_windows)
+        each = sum(tokens / layout.block_size + 0.5 for tokens in kept)  # the last block is half full
+        return max(1, min(self.prepared.engine.max_num_seqs or 1, int(memory.num_gpu_blocks / each)))
 
     def alone(self) -> str:
-        """Why even an idle engine misses the SLO; empty when it does not."""
-        slo, step_s = self.slo, self.decode_step_s(1)
-        if slo.tpot_p99_s is not None and step_s > slo.tpot_p99_s:
-            return f"a decode step alone takes {step_s * 1e3:.0f} ms"
-        prefill_s = self.prompt_s(self.traffic.long_prompt_tokens)
+        """Why even an idle engine misses the SLO, or does not answer; empty when it keeps it."""
+        longest = self.prepared.engine.max_model_len or 0
+        too_long = int((self.traffic.prompts + self.traffic.outputs > longest).sum())
+        if too_long:
+            count = f"{too_long:,} of {self.traffic.num_requests:,} requests"
+            return f"{count} are longer than engine.max_model_len={longest}: refused, or cut short"
+        slo, token_s = self.slo, self.token_s(1)
+        if slo.tpot_p99_s is not None and token_s > slo.tpot_p99_s:
+            return f"a decode step alone takes {token_s * 1e3:.0f} ms a token"
+        tokens = self.long_prompt_tokens
+        prefill_s = self.prompt_s(tokens)
         if slo.ttft_p99_s is not None and prefill_s > slo.ttft_p99_s:
-            tokens = f"{self.traffic.long_prompt_tokens:,} tokens (P99)"
-            return f"a prompt of {tokens} alone takes {prefill_s * 1e3:.0f} ms"
+            return f"a prompt of {tokens:,} new tokens (P99) alone takes {prefill_s * 1e3:.0f} ms"
         return ""
 
     def most_rate_per_s(self) -> float:
-        """Requests per second of one replica at which the mean step takes as long as the TPOT may."""
-        limit_s = self.slo.tpot_p99_s or math.inf
-        low, high = 0, self.most_running[0]
+        """Requests per second of one replica at which the mean step takes as long as the TPOT may.
+
+        With one request at a time, if even that is beyond: a replica may be idle in between.
+        """
+        limit_s = (self.slo.tpot_p99_s or math.inf) * self.tokens_per_step
+        low, high = 1, self.most_running
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._step_s(middle)[0] <= limit_s else (low, middle - 1)
-        return self._step_s(low)[1] if low else 0.0
+            low, high = (middle, high) if self._step_s(middle) <= limit_s else (low, middle - 1)
+        return low / (self._decode_steps * self._step_s(low))
 
-    def decode_step_s(self, running: int) -> float:
-        """Time of a step in which so many requests decode, and no prompt is computed."""
-        return self.law.step_s(self._shape(running, 0))
+    def token_s(self, running: int) -> float:
+        """Between two tokens of a request, when so many decode and no prompt is computed."""
+        return self.law.step_s(self._shape(running, 0)) / self.tokens_per_step
 
     def prompt_s(self, tokens: int, running: int = 0) -> float:
         """What a prompt adds to the steps that compute it beside so many decoding requests."""
-        budget, done, seconds = self.prepared.engine.max_num_batched_tokens or tokens, 0, 0.0
-        beside, alone_s = self._shape(running, 0), self.decode_step_s(running) if running else 0.0
+        budget, done, seconds = self._budget_tokens, 0, 0.0
+        beside = self._shape(running, 0)
+        alone_s = self.law.step_s(beside) if running else 0.0
         while done < tokens:
             new = min(budget, tokens - done)
-            sampled = running + int(done + new == tokens)
+            sampled = beside.num_sampled + int(done + new == tokens)
             shape = beside._replace(chunks=((new, done),), num_sampled=sampled)
             seconds += self.law.step_s(shape) - alone_s
             done += new
@@ -155,29 +197,30 @@ class Analytic:
 
     @property
     def _decode_steps(self) -> float:
-        return max(1.0, self.traffic.output_tokens - 1)
+        return max(1.0, (self.traffic.output_tokens - 1) / self.tokens_per_step)
 
-    def _step_s(self, running: int) -> tuple[float, float]:
-        """Mean step with so many requests running, and the rate at which they run."""
-        step_s, rate = self.law.step_s(self._shape(running, 0)), 0.0
-        for _ in range(12):
-            rate = running / (self._decode_steps * step_s)
-            step_s = self._step_at(running, rate, step_s)
-        return step_s, rate
+    def _step_s(self, running: int) -> float:
+        """Mean step with so many requests running: it also computes the prompts that come in its time."""
+        new = running / self._decode_steps * float(self.prompts.mean())
+        return self.law.step_s(self._shape(running, round(min(new, self._budget_tokens))))
 
-    def _step_at(self, running: int, rate_per_s: float, step_s: float = 0.0) -> float:
-        """A step that also computes the prompts that arrive in its own time, within the token budget."""
-        budget = self.prepared.engine.max_num_batched_tokens or 1 << 20
-        for _ in range(1 if step_s else 6):
-            chunk = min(budget, round(rate_per_s * self.traffic.prompt_tokens * step_s))
-            step_s = self.law.step_s(self._shape(running, chunk))
-        return step_s
+    @property
+    def _budget_tokens(self) -> int:
+        return self.prepared.engine.max_num_batched_tokens or 1 << 20
+
+    @cached_property
+    def _contexts(self) -> list[float]:
+        return [self._context(self.traffic.prompts, window) for window in self.law.windows]
+
+    def _context(self, prompts: Floats, window: int | None) -> float:
+        eviction = self.prepared.engine.kv_eviction
+        budget = None if eviction is None else eviction.budget_tokens
+        ends = [end for end in (window, budget) if end is not None]
+        return self.traffic.decode_context_tokens(prompts, min(ends, default=None))
 
     def _shape(self, running: int, chunk: int) -> StepShape:
-        context = self.traffic.decode_context_tokens
-        contexts = tuple(
-            round(running * (context if window is None else min(context, window)))
-            for window in self.law.windows
-        )
+        speculative = self.prepared.engine.speculative
+        drafts = running * speculative.num_speculative_tokens if speculative else 0
+        contexts = tuple(round(running * context) for context in self._contexts)
         chunks = ((chunk, 0),) if chunk else ()
-        return StepShape(running, contexts, chunks, running)
+        return StepShape(running, contexts, chunks, running + drafts, drafts)

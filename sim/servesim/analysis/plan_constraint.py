@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from servesim.analysis.inputs import faster_compute, faster_links, faster_memory
 from servesim.analysis.plan_bounds import Analytic
 from servesim.analysis.plan_trials import Trial
-from servesim.config.gpu_profile import GpuProfile
-from servesim.config.scenario import OperatorStepTime
-from servesim.cost.step_time import StepTime, build_step_time
+from servesim.analysis.relaxations import relaxations_of
+from servesim.analysis.simulation import Prepared
+from servesim.cost.step_time import StepShape, StepTime, build_step_time
 
 __all__ = ["first_constraint"]
 
 _WAITED = 0.01  # share of the requests from which on a P99 is made by who waits
-_RESOURCES: dict[str, Callable[[GpuProfile, float], GpuProfile]] = {
-    "compute": faster_compute,
-    "bandwidth": faster_memory,
-    "link": faster_links,
-}
+_RESOURCES = ("compute", "bandwidth", "link", "host")
+"""Keys of relaxations that shorten steps."""
 
 
 def first_constraint(analytic: Analytic, breach: Trial) -> str:
@@ -29,17 +23,21 @@ def first_constraint(analytic: Analytic, breach: Trial) -> str:
 def _cause(analytic: Analytic, breach: Trial) -> str:
     if max(breach.seats, breach.memory) > _WAITED:
         return "KV blocks" if breach.memory >= breach.seats else "slots"
-    prepared, engine = analytic.prepared, analytic.prepared.engine
-    if not isinstance(engine.step_time, OperatorStepTime):
-        return "step time"
+    prepared, shape = analytic.prepared, _windowed(breach.shape, analytic.law)
+    shorter = {
+        one.key: _law(one.relax(prepared)).step_s(shape)
+        for one in relaxations_of(prepared)
+        if one.key in _RESOURCES
+    }
+    return min(shorter, key=lambda key: shorter[key]) if shorter else "step time"
 
-    def law(gpu: GpuProfile) -> StepTime:
-        return build_step_time(prepared.model, gpu, engine, prepared.draft)
 
-    shape = breach.shape._replace(
-        decode_context_tokens=breach.shape.decode_context_tokens * len(analytic.law.windows)
-    )
-    laws = {name: law(faster(prepared.gpu, 2.0)) for name, faster in _RESOURCES.items()}
-    free = engine.model_copy(update={"step_time": engine.step_time.model_copy(update={"host": "none"})})
-    laws["host"] = build_step_time(prepared.model, prepared.gpu, free, prepared.draft)
-    return min(laws, key=lambda name: laws[name].step_s(shape))
+def _law(prepared: Prepared) -> StepTime:
+    return build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
+
+
+def _windowed(shape: StepShape, law: StepTime) -> StepShape:
+    """The same step under every window of the model: so far its context is that of full attention."""
+    [context] = shape.decode_context_tokens
+    ends = (context if window is None else shape.num_decodes * window for window in law.windows)
+    return shape._replace(decode_context_tokens=tuple(min(context, end) for end in ends))

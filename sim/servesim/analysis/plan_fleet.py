@@ -18,7 +18,7 @@ __all__ = ["CHANCE", "LOOKS", "MOST_REPLICAS", "Candidate", "Fleet", "PlanQuesti
 CHANCE = 0.9
 """Chance with which a fleet that is said to keep its SLO does so under a fresh seed."""
 LOOKS = (4, 8)
-"""Trials after which a fleet is looked at; the first look is enough where it decides."""
+"""Trials after which a fleet, or a rate, is looked at; the first look is enough where it decides."""
 MOST_REPLICAS = 4096
 
 

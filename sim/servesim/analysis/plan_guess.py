@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servesim.analysis.plan_bounds import Analytic, Traffic
+from servesim.analysis.plan_trials import p99_of, simulated_replicas
 
 __all__ = ["Fluid", "likely_replicas"]
 
 Floats = NDArray[np.float64]
 
-_COUNTED = 2500  # requests looked at, about
 _POINTS = 30  # numbers of running requests, and lengths of prompts, at which the law of step time is asked
 _FOR_LONG_S = 1e6  # waits a request that finds no place
 _ROUNDS = 3  # of the fixed points; they need no precision
@@ -43,8 +43,10 @@ class Fluid(NamedTuple):
 
     traffic: Traffic
     most_running: int
-    steps_s: Floats
-    """Time of a decode step, by the number of running requests."""
+    prompts: Floats
+    """Tokens to compute of each."""
+    token_s: Floats
+    """Between two tokens, by the number of running requests."""
     lengths: NDArray[np.int64]
     added_s: Floats
     """What prompts of these lengths add to the steps that compute them."""
@@ -54,44 +56,45 @@ class Fluid(NamedTuple):
     @classmethod
     def of(cls, analytic: Analytic) -> Fluid:
         """Of a configuration; raises ServesimError when the model does not fit."""
-        most, slo = analytic.most_running[0], analytic.slo
+        most, slo = analytic.most_running, analytic.slo
         numbers = np.unique(np.geomspace(1, most, _POINTS).astype(np.int64))
-        steps_s = [analytic.decode_step_s(int(n)) for n in numbers]
-        longest = int(analytic.traffic.prompts.max())
+        token_s = [analytic.token_s(int(n)) for n in numbers]
+        longest = int(analytic.prompts.max())
         lengths = np.unique(np.geomspace(1, longest, _POINTS).astype(np.int64))
         added_s = [analytic.prompt_s(int(tokens), max(1, most // 8)) for tokens in lengths]
         limits_s = (slo.ttft_p99_s or math.inf, slo.tpot_p99_s or math.inf, slo.e2e_p99_s or math.inf)
-        of_every = np.interp(np.arange(most + 1), numbers, steps_s)
-        return cls(analytic.traffic, most, of_every, lengths, np.array(added_s), limits_s)
+        of_every = np.interp(np.arange(most + 1), numbers, token_s)
+        return cls(analytic.traffic, most, analytic.prompts, of_every, lengths, np.array(added_s), limits_s)
 
     def attained(self, replicas: int, rate_per_s: float) -> float:
         """The worst P99 over its limit, of the first few of so many replicas."""
         traffic = self.traffic
-        count = min(replicas, math.ceil(_COUNTED * replicas / traffic.num_requests))
+        count = simulated_replicas(replicas, traffic.num_requests, "round-robin")
         clock = traffic.rate_per_s / rate_per_s
         each = [self._latencies(slice(one, None, replicas), clock) for one in range(count)]
         ratios = [
-            float(np.quantile(np.concatenate(of), 0.99)) / limit_s
+            p99_of(np.concatenate(of)) / limit_s
             for of, limit_s in zip(zip(*each, strict=True), self.limits_s, strict=True)
         ]
-        return max(ratios)
+        return float(np.nanmax([0.0, *ratios]))
 
     def _latencies(self, of: slice, clock: float) -> tuple[Floats, Floats, Floats]:
         """TTFT, TPOT and E2E of some requests, served by one replica."""
         traffic = self.traffic
         arrival_s, gaps = traffic.arrivals_s[of] * clock, np.maximum(1.0, traffic.outputs[of] - 1)
-        prompt_s = np.interp(traffic.prompts[of], self.lengths, self.added_s)
+        prompt_s = np.interp(self.prompts[of], self.lengths, self.added_s)
         work_s = np.cumsum(prompt_s)
         # Lindley: the work of all prompts so far, with the time in which there was none.
         computed_s = work_s + np.maximum.accumulate(arrival_s - (work_s - prompt_s))
-        end_s = computed_s + gaps * self.steps_s[1]
+        end_s = computed_s + gaps * self.token_s[1]
         for _ in range(_ROUNDS):
             running = np.arange(1, len(gaps) + 1) - np.searchsorted(np.sort(end_s), arrival_s)
-            step_s = self.steps_s[np.clip(running, 1, self.most_running)]
-            first_s = computed_s + 1.5 * step_s
-            end_s = first_s + gaps * step_s
+            token_s = self.token_s[np.clip(running, 1, self.most_running)]
+            first_s = computed_s + 1.5 * token_s
+            end_s = first_s + gaps * token_s
             for _ in range(_ROUNDS):
-                last = np.searchsorted(arrival_s, end_s - step_s) - 1
-                end_s = first_s + gaps * step_s + work_s[last] - work_s
+                last = np.searchsorted(arrival_s, end_s - token_s) - 1
+                end_s = first_s + gaps * token_s + work_s[last] - work_s
         waits = np.where(running > self.most_running, _FOR_LONG_S, 0.0)
-        return first_s - arrival_s + waits, (end_s - first_s) / gaps, end_s - arrival_s + waits
+        tpot_s = np.where(traffic.outputs[of] > 1, (end_s - first_s) / gaps, np.nan)
+        return first_s - arrival_s + waits, tpot_s, end_s - arrival_s + waits

@@ -163,20 +163,21 @@ def settle(one: Candidate, question: PlanQuestion) -> Search:
 
 
 def _confirm(one: Candidate, question: PlanQuestion) -> Search:
-    """Trials of a fleet and of its smaller neighbour until both are decided."""
+    """Trials of a fleet and of its smaller neighbour until both are decided.
+
+    The trial that chose the fleet's size is none of them: it was chosen for being kept.
+    """
     assert one.fleet is not None
     start, fleets = one.fleet.replicas, dict[int, Fleet]()
     one.fleet = None
     asked = [start, start - 1] if start > one.least else [start]
     for stride in (1, 1, 2, 4, 8, 16, 32, 64):
-        fleets |= {size: one.tried.get(size, Fleet(size, ())) for size in asked}
+        fleets |= {size: Fleet(size, ()) for size in asked}
         while asked := [size for size in asked if fleets[size].wants_more]:
             tasks = {size: _tasks(one, question, size, _next_look(fleets[size])) for size in asked}
             found = iter((yield [task for of in tasks.values() for task in of]))
             for size, of in tasks.items():
-                one.tried[size] = fleets[size] = Fleet(
-                    size, (*fleets[size].trials, *(next(found) for _ in of))
-                )
+                fleets[size] = Fleet(size, (*fleets[size].trials, *(next(found) for _ in of)))
         high = min((size for size, of in fleets.items() if of.verdict == "kept"), default=None)
         low = max((size for size in fleets if high is None or size < high), default=one.least - 1)
         if high is not None and high - low == 1:
@@ -195,9 +196,9 @@ def _confirm(one: Candidate, question: PlanQuestion) -> Search:
 
 
 def _next_look(fleet: Fleet) -> range:
-    """The seeds of the trials to come."""
+    """The seeds of the trials to come, after the one that chose the size."""
     done = len(fleet.trials)
-    return range(done, next(look for look in LOOKS if look > done))
+    return range(1 + done, 1 + next(look for look in LOOKS if look > done))
 
 
 # ---- headroom --------------------------------------------------------------------------------------
@@ -222,14 +223,16 @@ def _headroom(one: Candidate, question: PlanQuestion) -> Search:
         loads = [
             load for load in (middle / _BRACKET**0.5, middle * _BRACKET**0.5) if low * 1.001 < load < high
         ]
-        tasks = [task for load in loads for task in _tasks(one, question, replicas, range(2), load)]
+        tasks = [task for load in loads for task in _tasks(one, question, replicas, range(1, 3), load)]
         found = iter((yield tasks))
         for load in loads:
             trials = (next(found), next(found))
+            if load > high:
+                break  # the lower of the two missed: what the upper does is luck
             attained[load] = sum(trial.attained for trial in trials) / 2
             if attained[load] <= 1 and all(trial.is_stable for trial in trials):
-                low = max(low, load)
-            elif load < high:
+                low = load
+            else:
                 attained[load] = max(1.01, attained[load])
                 high, breach = load, max(trials, key=lambda trial: trial.attained)
         if high / low < _BRACKET * 1.001:

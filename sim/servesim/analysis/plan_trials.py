@@ -9,10 +9,11 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from servesim.analysis.capacity import at_load
 from servesim.analysis.intervals import needed_samples
-from servesim.analysis.judgement import queue_growth
+from servesim.analysis.judgement import overload_per_s
 from servesim.analysis.metrics import request_times
 from servesim.analysis.replications import is_resampled, with_seed
 from servesim.analysis.run import Run
@@ -21,6 +22,7 @@ from servesim.analysis.steady import steady_window_s
 from servesim.analysis.timeline import Timeline, timeline
 from servesim.config.load import LoadedScenario
 from servesim.config.scenario import Router
+from servesim.config.workload import TimedTrace
 from servesim.cost.step_time import StepShape
 from servesim.engine.events import Log
 from servesim.engine.router import BLIND
@@ -29,11 +31,12 @@ from servesim.workload.build import build_workload
 from servesim.workload.request import Request
 from servesim.workload.resampled import ResampledWorkload
 
-__all__ = ["LIMITS", "Trial", "TrialTask", "recorded", "run_trial", "simulated_replicas"]
+__all__ = ["LIMITS", "Trial", "TrialTask", "p99_of", "recorded", "run_trial", "simulated_replicas"]
 
 LIMITS = {"ttft": "ttft_p99_s", "tpot": "tpot_p99_s", "e2e": "e2e_p99_s"}
 """Latency by the limit of the SLO."""
 _COUNTED = 2500  # requests of a trial, about
+_LEAST = 1e-3  # of a limit that is attained, also where there is nothing to limit: searches take logarithms
 WARM_UP = 0.1
 """Share of the time of arrivals that is left out at the begin."""
 
@@ -79,29 +82,29 @@ def simulated_replicas(replicas: int, num_requests: int, router: Router) -> int:
 
 def run_trial(task: TrialTask) -> Trial:
     """Simulate a task; raises StudyError when too few requests are left to judge a P99."""
-    loaded = with_seed(task.loaded, task.seed)
-    if not is_resampled(loaded):
-        run = run_prepared(prepare(_fleet(at_load(loaded, task.factor), task)))
+    if not is_resampled(task.loaded):
+        run = run_prepared(prepare(at_load(_fleet(task), task.factor)))
     elif task.router == "round-robin":
-        run = _one_by_one(loaded, task)
+        run = _one_by_one(task)
     else:
-        whole = Requests(tuple(_redrawn(loaded).some(slice(None), task.factor)))
-        run = run_prepared(prepare(_fleet(loaded, task), whole))
+        whole = Requests(tuple(_redrawn(task).some(slice(None), task.factor)))
+        run = run_prepared(prepare(_fleet(task), whole))
     return _judge(run, task)
 
 
-def _fleet(loaded: LoadedScenario, task: TrialTask) -> LoadedScenario:
+def _fleet(task: TrialTask) -> LoadedScenario:
+    loaded = with_seed(task.loaded, task.seed)
     scenario = loaded.scenario
     changes = {"replicas": task.replicas, "simulated_replicas": task.simulated, "router": task.router}
     hardware = scenario.hardware.model_copy(update=changes)
     return replace(loaded, scenario=scenario.model_copy(update={"hardware": hardware}))
 
 
-def _one_by_one(loaded: LoadedScenario, task: TrialTask) -> Run:
+def _one_by_one(task: TrialTask) -> Run:
     """The replicas in turn, each with every n-th request: what none of them gets is not even drawn."""
-    drawn, replicas = _redrawn(loaded), task.replicas
+    drawn, replicas = _redrawn(task), task.replicas
     each = (drawn.some(slice(number, None, replicas), task.factor) for number in range(task.simulated))
-    prepared = prepare(_fleet(loaded, task._replace(replicas=1, simulated=1)), Requests(()))
+    prepared = prepare(_fleet(task._replace(replicas=1, simulated=1)), Requests(()))
     runs = [run_prepared(replace(prepared, workload=Requests(tuple(part)))) for part in each]
     return replace(runs[0], log=Log.of_fleet([run.log for run in runs]))
 
@@ -110,23 +113,21 @@ def _judge(run: Run, task: TrialTask) -> Trial:
     slo, times = run.scenario.slo, request_times(run.log)
     column = run.log.requests.columns
     arrival_s = column["arrival_s"]
+    if not len(arrival_s):
+        raise _too_few(0, task)
     begin_s, end_s = steady_window_s(run, WARM_UP)
     counted = times.completed & (arrival_s >= begin_s) & (arrival_s <= end_s)
     line = timeline(run.log.steps, float(arrival_s.min()))
-    growth = queue_growth(line, float(arrival_s.min()), float(arrival_s.max()))
-    half_s = float(arrival_s.max() - arrival_s.min()) / 2
-    is_stable = growth * half_s <= max(0.02 * len(arrival_s) / 2, 10)
+    is_stable = not overload_per_s(run, line)
     if counted.sum() < needed_samples(0.99) and is_stable:
-        step = "raise num_requests, or take more of the trace"
-        got = f"{int(counted.sum()):,} of {task.simulated:,} replicas, warm-up left out"
-        raise StudyError(Problem("too few requests to judge a P99", got=got, next_step=step))
+        raise _too_few(int(counted.sum()), task)
     sample = {"ttft": times.ttft_s, "tpot": times.tpot_s, "e2e": times.e2e_s}
-    p99_s = {name: float(np.nanquantile(of[counted], 0.99)) for name, of in sample.items()}
+    p99_s = {name: p99_of(of[counted]) for name, of in sample.items()}
     limits = {name: getattr(slo, key) for name, key in LIMITS.items()}
-    ratios = {name: p99_s[name] / limit for name, limit in limits.items() if limit is not None}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    ratios = {name: float(np.fmax(p99_s[name] / limit, _LEAST)) for name, limit in given.items()}
     worst = max(ratios, key=lambda name: ratios[name])
-    failed = run.log.counters
-    count = max(1, len(arrival_s))
+    failed, count = run.log.counters, len(arrival_s)
     return Trial(
         p99_s,
         ratios[worst],
@@ -137,6 +138,18 @@ def _judge(run: Run, task: TrialTask) -> Trial:
         (failed.get("admission_failures_memory", 0) + int((column["preemptions"] > 0).sum())) / count,
         _mean_shape(line, worst),
     )
+
+
+def _too_few(count: int, task: TrialTask) -> StudyError:
+    step = "raise num_requests, or take more of the trace"
+    got = f"{count:,} of {task.simulated:,} replicas, warm-up left out"
+    return StudyError(Problem("too few requests to judge a P99", got=got, next_step=step))
+
+
+def p99_of(values: NDArray[np.float64]) -> float:
+    """NaN where no request has such a latency, as answers of one token have no TPOT."""
+    known = values[np.isfinite(values)]
+    return float(np.quantile(known, 0.99)) if len(known) else math.nan
 
 
 def _mean_shape(line: Timeline, worst: str) -> StepShape:
@@ -154,32 +167,41 @@ def _mean_shape(line: Timeline, worst: str) -> StepShape:
 # ---- the traffic -----------------------------------------------------------------------------------
 
 
-_drawn: dict[tuple[str, int], ResampledWorkload] = {}
+_Key = tuple[str | int, ...]
+_drawn: dict[_Key, ResampledWorkload] = {}
 _KEPT = 12
 
 
-def _redrawn(loaded: LoadedScenario) -> ResampledWorkload:
-    """The trace drawn again under the scenario's seed; kept, since other fleets of a plan serve it, too."""
-    key = (loaded.scenario.workload.model_dump_json(), loaded.scenario.seed)
+def _redrawn(task: TrialTask) -> ResampledWorkload:
+    """The trace drawn again under the task's seed; kept, since other fleets of a plan serve it, too."""
+    key = (*_source(task.loaded), task.seed)
     if key not in _drawn:
         if len(_drawn) >= _KEPT:
             del _drawn[next(iter(_drawn))]
-        _drawn[key] = ResampledWorkload(recorded(loaded), loaded.scenario.seed)
+        _drawn[key] = ResampledWorkload(recorded(task.loaded), task.seed)
     return _drawn[key]
 
 
-_read: dict[str, Requests] = {}
+_read: dict[_Key, Requests] = {}
 
 
 def recorded(loaded: LoadedScenario) -> Requests:
     """The requests of a scenario's trace; kept, since a plan asks for them again and again."""
-    scenario = loaded.scenario
-    key = scenario.workload.model_dump_json() + str(loaded.folders)
+    scenario, key = loaded.scenario, _source(loaded)
     if key not in _read:
         _read.clear()
         find = partial(loaded.find, "traces")
         _read[key] = Requests(tuple(build_workload(scenario.workload, scenario.seed, find).arrivals()))
     return _read[key]
+
+
+def _source(loaded: LoadedScenario) -> _Key:
+    """What the requests of a trace depend on: settings, the seed of its jitter, the file as it is now."""
+    workload = loaded.scenario.workload
+    assert isinstance(workload.trace, TimedTrace)
+    file = loaded.find("traces", workload.trace.file).resolve()
+    about = file.stat()
+    return workload.model_dump_json(), loaded.scenario.seed, str(file), about.st_mtime_ns, about.st_size
 
 
 class Requests:

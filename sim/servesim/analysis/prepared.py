@@ -21,7 +21,6 @@ from servesim.engine.beams import build_beams
 from servesim.engine.build import build_scheduler
 from servesim.engine.fleet import Replica
 from servesim.engine.scheduler import Scheduler
-from servesim.engine.step_trace import NotedAcceptance
 from servesim.errors import ConfigError, Problem
 from servesim.workload.build import build_workload
 from servesim.workload.request import Request, Workload
@@ -56,17 +55,21 @@ class Prepared:
 def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepared:
     """Everything that the simulation needs; ``workload`` takes the place of the scenario's own.
 
-    Raises ServesimError for anything that the scenario's author can mend.
+    Where pools serve, GPU, engine and memory are those of the first. Raises ServesimError for anything that
+    the scenario's author can mend.
     """
     scenario = loaded.scenario
+    if scenario.fleet is not None and scenario.fleet.pools:
+        first = next(iter(scenario.fleet.pools.values()))
+        return replace(prepare(_of_pool(loaded, first), workload), loaded=loaded)
     gpu = _profile(load_gpu, loaded.find("gpus", scenario.hardware.gpu))
     model = _profile(load_model, loaded.find("models", scenario.model))
-    engine = profiled_engine(loaded)
+    engine = scenario.engine
     if scenario.workload.forks is not None:
         engine = with_whole_tables(engine)
         if "preemption_mode" not in engine.model_fields_set:  # vLLM swaps requests of several sequences
             engine = engine.model_copy(update={"preemption_mode": "swap"})
-    engine = resolve_engine(engine, model, gpu)
+    engine = profiled_engine(loaded, resolve_engine(engine, model, gpu))
     draft = None
     if engine.speculative is not None and engine.speculative.draft_model is not None:
         draft = _profile(load_model, loaded.find("models", engine.speculative.draft_model))
@@ -79,7 +82,9 @@ def prepare(loaded: LoadedScenario, workload: Workload | None = None) -> Prepare
 
 def refuse_if_none_fits(prepared: Prepared) -> None:
     """Raise ConfigError where the prompt of every request fills max_model_len. Uses the workload up."""
-    longest, shortest = prepared.engine.max_model_len or 0, 0
+    fleet = prepared.loaded.scenario.fleet
+    pools = [of_pool(prepared, pool) for pool in fleet.pools.values()] if fleet else []
+    longest, shortest = max(each.engine.max_model_len or 0 for each in pools or [prepared]), 0
     for first in prepared.workload.arrivals():
         request: Request | None = first
         while request is not None:
@@ -114,12 +119,17 @@ def _profile(load: Callable[[str], Loaded], path: Path) -> Loaded:
 
 def of_pool(prepared: Prepared, pool: PoolConfig) -> Prepared:
     """The same, for one of the replicas of a pool."""
-    loaded = prepared.loaded
-    hardware = loaded.scenario.hardware.model_copy(update={"gpu": pool.gpu or loaded.scenario.hardware.gpu})
-    changes = {"hardware": hardware, "engine": loaded.scenario.pool_engine(pool), "fleet": None}
-    loaded = replace(loaded, scenario=loaded.scenario.model_copy(update=changes))
-    own = replace(prepare(loaded, prepared.workload), rows_met=prepared.rows_met)
+    own = prepare(_of_pool(prepared.loaded, pool), prepared.workload)
+    own = replace(own, rows_met=prepared.rows_met)
     return own if prepared.relax is None else prepared.relax(own)
+
+
+def _of_pool(loaded: LoadedScenario, pool: PoolConfig) -> LoadedScenario:
+    """The scenario of one replica of a pool."""
+    scenario = loaded.scenario
+    hardware = scenario.hardware.model_copy(update={"gpu": pool.gpu or scenario.hardware.gpu})
+    changes = {"hardware": hardware, "engine": scenario.pool_engine(pool), "fleet": None}
+    return replace(loaded, scenario=scenario.model_copy(update=changes))
 
 
 def build_replica(
@@ -129,15 +139,14 @@ def build_replica(
     one_by_one: bool = False,
     track_ids: bool = False,
     serves: Literal["all", "prefill", "decode"] = "all",
-) -> tuple[Replica, NotedAcceptance | None]:
-    """An engine with an empty cache, and what says which drafts it accepts."""
+) -> Replica:
+    """An engine with an empty cache."""
     engine, loaded, accept = prepared.engine, prepared.loaded, None
     drafts = prepared.drafts
     if engine.speculative is not None:
-        law = drafts or build_acceptance(
+        accept = drafts or build_acceptance(
             engine.speculative, loaded.scenario.seed, lambda name: loaded.find("traces", name)
         )
-        accept = NotedAcceptance(law)
     sampling = loaded.scenario.workload.forks
     scheduler = build_scheduler(
         engine,
@@ -151,4 +160,4 @@ def build_replica(
         beams=build_beams(sampling, loaded.scenario.seed) if sampling else None,
         serves=serves,
     )
-    return Replica(scheduler, step_time), accept
+    return Replica(scheduler, step_time)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,13 @@ from typing import Any
 
 from pydantic import Field
 
-from servesim.analysis.figures import METRICS
+from servesim.analysis.figures import METRICS, OF_RESULTS
 from servesim.analysis.measured import MeasuredRequests, read_measured
 from servesim.analysis.stepwise import StepwiseRun, read_stepwise
 from servesim.config.files import shipped
 from servesim.config.load import LoadedScenario, load_scenario, parse
 from servesim.config.record import Record
-from servesim.errors import ConfigError, Problem, ServesimError
+from servesim.errors import ConfigError, Problem, ServesimError, did_you_mean
 
 __all__ = [
     "ENGINE_PROFILE",
@@ -159,7 +160,11 @@ def _numbers(path: Path) -> dict[str, float]:
     values = _json(path)
     if not isinstance(values, dict):
         raise ConfigError(Problem("must be an object of numbers", file=str(path)))
-    return {key: float(value) for key, value in values.items() if key in METRICS and METRICS[key].of_memory}
+    known = [key for key in values if key in METRICS and METRICS[key].of_memory]
+    try:
+        return {key: _above_0(key, values[key]) for key in known}
+    except (ValueError, TypeError) as error:
+        raise ConfigError(Problem("must be an object of numbers", file=str(path), got=str(error))) from None
 
 
 def _json(path: Path) -> object:
@@ -170,9 +175,11 @@ def _json(path: Path) -> object:
 
 
 def _rows(folder: Path) -> list[RecordedRow]:
-    path, rows, problems = folder / "results.csv", [], []
+    path, rows = folder / "results.csv", []
     with path.open(encoding="utf-8", newline="") as file:
-        for line, cells in enumerate(csv.DictReader(file), start=2):
+        table = csv.DictReader(file)
+        problems = [_unknown(path, name) for name in table.fieldnames or () if name not in _COLUMNS]
+        for line, cells in enumerate(() if problems else table, start=2):
             try:
                 rows.append(_row(folder, cells))
             except (KeyError, ValueError, TypeError) as error:
@@ -183,18 +190,39 @@ def _rows(folder: Path) -> list[RecordedRow]:
 
 
 _SETTINGS = ("row", "scenario", "set", "profile", "part")
+_COLUMNS = (*_SETTINGS, *OF_RESULTS)
+
+
+def _unknown(path: Path, column: str) -> Problem:
+    return Problem(
+        "no figure that a run is judged by",
+        file=str(path),
+        line=1,
+        got=column,
+        hint=did_you_mean(column, OF_RESULTS),
+        next_step="remove the column, or see reports/validation/README.md for the names",
+    )
 
 
 def _row(folder: Path, cells: dict[str, str]) -> RecordedRow:
+    if None in cells or None in cells.values():
+        raise ValueError("not as many cells as the head has")
     profile = cells.get("profile")
     return RecordedRow(
         name=cells["row"],
         scenario=folder / (cells.get("scenario") or "scenario.yaml"),
         overrides=tuple(text for text in cells["set"].split(";") if text),
-        measured={key: float(text) for key, text in cells.items() if key not in _SETTINGS and text},
+        measured={key: _above_0(key, text) for key, text in cells.items() if key not in _SETTINGS and text},
         profile=folder / profile if profile else None,
         judged=cells.get("part") != "fit",
     )
+
+
+def _above_0(name: str, given: Any) -> float:
+    value = float(given)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} {given}: an error is told of numbers above 0, leave others empty")
+    return value
 
 
 def failure(error: ServesimError) -> str:

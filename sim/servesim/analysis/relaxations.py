@@ -32,7 +32,7 @@ _LONG = 4.0  # and only where the longest is so many times as long
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:
-    """One resource; ``cause`` is what is the matter when relaxing it helps (Explanation.CAUSES)."""
+    """One resource; ``cause`` is what is the matter when relaxing it helps (analysis/explain_cause.py)."""
 
     key: str
     cause: str

@@ -10,7 +10,7 @@ from servesim.analysis.fit import Fit
 from servesim.analysis.metrics import summarise
 from servesim.analysis.run import Run
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
-from servesim.config.engine_profile import EngineProfile
+from servesim.config.engine_profile import SETTINGS_OF, EngineProfile
 from servesim.config.scenario import EngineConfig, OperatorStepTime
 from servesim.cost.host import host_profile
 from servesim.errors import CalibrationError, Problem
@@ -114,6 +114,7 @@ class Deployment:
         """The fitted scalars, to four digits, as an engine profile."""
         scalars, prepared = self.scalars(fit.values), self._prepared
         told = {key: float(f"{scalars[key]:.4g}") for key in SCALARS if key in fit.standard_errors}
+        settings = [setting for scalar in told for setting in SETTINGS_OF.get(scalar, ())]
         blocks = told.pop("num_gpu_blocks", None)
         return EngineProfile(
             name=name,
@@ -121,6 +122,7 @@ class Deployment:
             model=prepared.model.name,
             gpu=prepared.gpu.name,
             tensor_parallel_size=prepared.engine.tensor_parallel_size,
+            fitted_under={setting: getattr(prepared.engine, setting) for setting in settings},
             num_gpu_blocks=None if blocks is None else round(scalars["num_gpu_blocks"]),
             not_identified={key: self._reason(key, *fit.untold[key]) for key in SCALARS if key in fit.untold},
             **told,

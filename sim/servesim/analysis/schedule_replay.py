@@ -40,7 +40,7 @@ class ScheduleReplay:
 
 def replay_schedule(run: StepwiseRun, prepared: Prepared) -> ScheduleReplay:
     """Go through a run; ``prepared`` is its scenario."""
-    windows = build_step_time(prepared.model, prepared.gpu, prepared.engine).windows
+    windows = build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft).windows
     drafts = run.drafts
     scheduler = build_scheduler(
         prepared.engine, prepared.memory, windows, one_by_one=True, accept=drafts, propose=drafts.propose

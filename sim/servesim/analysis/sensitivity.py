@@ -26,6 +26,7 @@ from servesim.analysis.steady import has_steady_state, steady_summary
 from servesim.analysis.summary import Summary
 from servesim.analysis.validate import regime_of
 from servesim.config.load import LoadedScenario
+from servesim.config.profiles import load_gpu
 
 __all__ = ["Effect", "Odds", "Sensitivity", "Task", "run_task", "sensitivity_of"]
 
@@ -100,14 +101,23 @@ class Sensitivity:
 
     def model_error(self, key: str) -> ModelError | None:
         """The recorded errors of a figure at this load."""
-        profile = self.base.scenario.scenario.engine.profile
-        return model_error(key, self.load, calibrated=profile is not None)
+        return model_error(key, self.load, **self._recorded_with)
 
     def odds(self) -> list[Odds]:
         """The limits of the SLO one by one, then, if there are several, all of them at once."""
         numbers = range(len(self.base.summaries[0].slo))
         each = [self._odds([number]) for number in numbers]
         return [*each, self._odds(numbers)] if len(each) > 1 else each
+
+    @property
+    def _recorded_with(self) -> dict[str, bool]:
+        """Which recorded errors are those of this deployment."""
+        loaded = self.base.scenario
+        gpu = load_gpu(loaded.find("gpus", loaded.scenario.hardware.gpu))
+        return {
+            "calibrated": loaded.scenario.engine.profile is not None,
+            "on_cpu": gpu.architecture == "cpu",
+        }
 
     def _factors(self, moved: Input) -> tuple[float, ...]:
         return (1 - self.change,) if moved.down_only else (1 - self.change, 1 + self.change)
@@ -129,9 +139,8 @@ class Sensitivity:
         attained_s = np.array([[check.p99_s for check in each] for each in checks])
         kept = (attained_s <= limit_s).all(axis=1)
         chance = share_interval(float(kept.sum()), len(checks))
-        profile = self.base.scenario.scenario.engine.profile
         keys = [f"p99_{metric}_ms" for metric in limits_s]
-        errors = joint_errors(keys, self.load, calibrated=profile is not None)
+        errors = joint_errors(keys, self.load, **self._recorded_with)
         if errors is None:
             return Odds(limits_s, chance, None, math.nan)
         # Latencies of one recorded run go together, and so do those of one replication.

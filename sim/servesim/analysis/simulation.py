@@ -53,16 +53,15 @@ def run_prepared(
         log = serve_fleet(prepared, step_time, on_end=on_end, stop=stop, watch=watch)
         return Run(resolved, prepared.gpu, prepared.model, prepared.memory, log)
     observed = observe is not None
-    replica, accept = build_replica(
+    scheduler, _ = build_replica(
         prepared, step_time, one_by_one=step_trace is not None or observed, track_ids=observed
     )
-    scheduler = replica.scheduler
     if observe is not None:
         observe(scheduler)
     recorder = None
     if step_trace is not None:
         step_trace(trace_head(engine.version, resolved.model_dump(mode="json")))
-        recorder = trace_steps(scheduler, step_trace, accept)
+        recorder = trace_steps(scheduler, step_trace)
     watched = watch(0, engine, scheduler, step_time) if watch else step_time
     log = simulate(prepared.workload, scheduler, watched, pipeline_depth=depth, on_end=on_end, stop=stop)
     if step_trace is not None and recorder is not None:

@@ -78,7 +78,7 @@ def timed_steps(run: StepwiseRun) -> TimedSteps:
 
 def law_of(prepared: Prepared) -> StepTime:
     """The law of step time that a simulation of a deployment would use."""
-    return build_step_time(prepared.model, prepared.gpu, prepared.engine)
+    return build_step_time(prepared.model, prepared.gpu, prepared.engine, prepared.draft)
 
 
 def predicted_s(steps: TimedSteps, law: StepTime) -> Floats:

@@ -154,22 +154,21 @@ def read_stepwise(folder: Path) -> tuple[StepwiseRun, ...]:
     for run, step in _read(folder, "steps.csv", _step):
         steps[run].append(step)
     runs = []
-    process, met = ("", ""), dict[int, None]()
-    for name, cells in _read(folder, "runs.csv", dict):
+    process, met = "", dict[int, None]()
+    for name, (of_process, group, load, overrides, part) in _read(folder, "runs.csv", _run):
         if not requests[name] or not steps[name]:
             problem = Problem(f"run {name} has no requests or no steps", file=str(folder / "runs.csv"))
             raise TraceError(problem)
-        # The recorder runs a repeat of a job in a process of its own, and writes line after line.
-        if process != (cells["repeat"], cells["set"]):
-            process, met = (cells["repeat"], cells["set"]), {}
+        if process != of_process:
+            process, met = of_process, {}
         runs.append(
             StepwiseRun(
                 name=name,
-                group=cells["group"],
-                load=cells["load"],
+                group=group,
+                load=load,
                 scenario=folder / "scenario.yaml",
-                overrides=tuple(text for text in cells["set"].split(";") if text),
-                judged=cells["part"] != "fit",
+                overrides=tuple(text for text in overrides.split(";") if text),
+                judged=part != "fit",
                 requests=tuple(requests[name]),
                 steps=tuple(steps[name]),
                 rows_met=tuple(met),
@@ -179,6 +178,8 @@ def read_stepwise(folder: Path) -> tuple[StepwiseRun, ...]:
             rows = sum(tokens for _, tokens, _ in step.scheduled)
             met.pop(rows, None)
             met[rows] = None
+    if not runs:
+        raise TraceError(Problem("names no run", file=str(folder / "runs.csv")))
     return tuple(runs)
 
 
@@ -196,10 +197,19 @@ def _read(folder: Path, name: str, make: Callable[[Row], T]) -> Iterator[tuple[s
         raise TraceError(Problem("cannot be read", file=str(path), got=str(error))) from None
     for line, row in enumerate(csv.DictReader(io.StringIO(text)), start=2):
         try:
+            if None in row.values():
+                raise ValueError("fewer cells than the head has")
             yield row["run"], make(row)
-        except (KeyError, ValueError, TypeError) as error:
+        except KeyError as error:
+            problem = Problem(f"has no column {error.args[0]}", file=str(path))
+            raise TraceError(problem) from None
+        except (ValueError, TypeError) as error:
             problem = Problem("is not a row of a recorded run", file=str(path), line=line, got=str(error))
             raise TraceError(problem) from None
+
+
+def _run(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("process", "group", "load", "set", "part"))
 
 
 def _request(row: Row) -> RecordedRequest:

@@ -72,9 +72,13 @@ def plan_sweep(
     """
     if not axes:
         raise ConfigError(Problem("nothing varies", next_step="add --vary path=value,value,..."))
+    paths = [axis.path for axis in axes]
+    for path in paths:
+        if paths.count(path) > 1:
+            step = "give all its values in one --vary"
+            raise ConfigError(Problem("varies twice", "--vary", path=path, next_step=step))
     base = load_scenario(source, overrides)
     points = latin_points(axes, latin, base.scenario.seed) if latin else grid_points(axes)
-    paths = [axis.path for axis in axes]
     tasks, refused, failures = [], {}, {}
     for number, point in enumerate(points):
         values = dict(zip(paths, point, strict=True))

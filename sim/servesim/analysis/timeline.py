@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,9 @@ class Timeline:
     """Rows that touch: runs of identical steps, and idle rows (``steps`` 0) where no step ran.
 
     ``columns`` are the integer columns of StepLog. A quantity that changes inside a row is taken to
-    change by the same amount from step to step. While idle nothing runs or waits; the log does not say
-    how much of the prefix cache is left then, so an idle row takes what the next step finds cached.
+    change by the same amount from step to step. While idle nothing runs. Where the log has no row without
+    steps, nothing waits or is held either; it does not say how much of the prefix cache is left then, so an
+    idle row takes what the next step finds cached.
     """
 
     start_s: Floats
@@ -163,10 +165,8 @@ def _until(line: Timeline, begin_s: float, end_s: float, pool: int) -> Timeline:
     last_s = begin_s + line.horizon_s
     if not last_s < end_s:
         return line
-    idle = dict.fromkeys(StepLog.integers, 0)
-    cached = int(line.columns["end_kv_cached"][-1]) if len(line) else 0
-    idle |= {"kv_cached": cached, "end_kv_cached": cached}
-    idle |= {"kv_free": pool - cached, "end_kv_free": pool - cached}
+    last = {name: values[-1] for name, values in line.columns.items()} if len(line) else {}
+    idle = _idle(last.get("end_kv_cached", 0), pool) if last.get("steps", 1) else last
     return Timeline(
         np.append(line.start_s, last_s),
         np.append(line.duration_s, end_s - last_s),
@@ -176,24 +176,25 @@ def _until(line: Timeline, begin_s: float, end_s: float, pool: int) -> Timeline:
     )
 
 
+def _idle(cached: Any, pool: Any) -> dict[str, Any]:
+    """The columns of rows in which nothing runs and nobody waits."""
+    kv = {"kv_cached": cached, "kv_free": pool - cached}
+    return dict.fromkeys(StepLog.integers, 0 * cached) | kv | {f"end_{name}": kv[name] for name in kv}
+
+
 def _one_engine(floats: Mapping[str, Floats], integers: Mapping[str, Integers], begin_s: float) -> Timeline:
     start_s = floats["start_s"]
     duration_s = _row_duration_s(integers["steps"], floats["first_s"], floats["growth_s"])
+    follows_s = np.append(start_s[1:], start_s[-1:])
+    duration_s = np.where(integers["steps"] > 0, duration_s, follows_s - start_s)
     before_s = np.concatenate(([begin_s], start_s + duration_s))[: len(start_s)]
     hole_s = start_s - before_s
     # Clock readings that differ only by rounding are not a hole.
     holes = np.flatnonzero(hole_s > 1e-9 * np.maximum(1.0, np.abs(start_s)))
     if not len(holes):
         return Timeline(start_s, duration_s, floats["first_s"], floats["growth_s"], integers)
-    idle = {name: np.zeros(len(holes), dtype=np.int64) for name in StepLog.integers}
-    cached = integers["kv_cached"][holes]
     pool = sum(integers[f"kv_{name}"][holes] for name in KV_CLASSES)
-    idle |= {
-        "kv_cached": cached,
-        "end_kv_cached": cached,
-        "kv_free": pool - cached,
-        "end_kv_free": pool - cached,
-    }
+    idle = _idle(integers["kv_cached"][holes], pool)
     return Timeline(
         start_s=np.insert(start_s, holes, before_s[holes]),
         duration_s=np.insert(duration_s, holes, hole_s[holes]),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -31,8 +32,8 @@ __all__ = [
     "Regime",
     "Validation",
     "about",
+    "listed",
     "memory_findings",
-    "pool_unsaid",
     "regime_of",
     "validate_folder",
     "with_profile",
@@ -43,6 +44,7 @@ FITTED_TO = "rows fitted to"
 """judged_on of calibrated rows that their own calibration was fitted to: shown, but no evidence."""
 _FEW_RUNNING = 4  # mean batch below which a step is all launches and weight streaming
 _RESAMPLES = 1000
+_OF_POOL = ("kv_cache_gib", "num_gpu_blocks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +105,12 @@ def validate_folder(folder: RecordedFolder, on_row: Callable[[], None] = lambda:
     findings: list[Finding] = []
     refusals: list[Refusal] = []
     if folder.run is not None:
-        findings += _replayed_run(folder.name, folder.run)
+        with listed(refusals, folder.name, folder.run.loaded.scenario.name):
+            findings += _replayed_run(folder.name, folder.run)
         on_row()
     for row in folder.rows:
-        try:
+        with listed(refusals, folder.name, row.name):
             findings += _replayed_row(folder.name, row)
-        except ServesimError as error:
-            refusals.append(Refusal(folder.name, row.name, failure(error)))
         on_row()
     if folder.stepwise is None:
         return Validation(folder, tuple(findings), tuple(refusals))
@@ -117,6 +118,15 @@ def validate_folder(folder: RecordedFolder, on_row: Callable[[], None] = lambda:
 
     stepwise = validate_steps(folder.name, folder.stepwise, on_row)
     return Validation(folder, stepwise.findings, stepwise.refusals, stepwise)
+
+
+@contextmanager
+def listed(refusals: list[Refusal], source: str, name: str) -> Iterator[None]:
+    """Add what the simulator refuses in this block to ``refusals``, and go on."""
+    try:
+        yield
+    except ServesimError as error:
+        refusals.append(Refusal(source, name, failure(error)))
 
 
 def regime_of(summary: Summary) -> Regime:
@@ -136,6 +146,7 @@ def regime_of(summary: Summary) -> Regime:
 def _features(engine: EngineConfig, model: ModelProfile, hits: bool) -> tuple[str, ...]:
     """What a deployment uses that has kernels or rules of its own; names as in analysis.coverage."""
     mxfp4 = model.moe is not None and model.moe.routed_weight_bits == 4.25
+    graphs = engine.cudagraph_mode
     named = {
         f"tensor parallelism {engine.tensor_parallel_size}": engine.tensor_parallel_size > 1,
         "pipeline parallelism": engine.pipeline_parallel_size > 1,
@@ -148,8 +159,14 @@ def _features(engine: EngineConfig, model: ModelProfile, hits: bool) -> tuple[st
         "sliding windows": len(set(model.windows)) > 1 or model.windows[0] is not None,
         "async scheduling": engine.async_scheduling,
         "prefix caching with hits": hits,
-        "eager mode": engine.enforce_eager,
+        "eager mode": engine.enforce_eager or graphs == "none",
+        f"CUDA graphs {graphs}": graphs not in ("full_and_piecewise", "none"),
+        "no chunked prefill": not engine.enable_chunked_prefill,
+        "speculative decoding": engine.speculative is not None,
         "priority scheduling": engine.scheduling_policy == "priority",
+        "swapping": engine.preemption_mode == "swap",
+        "KV eviction": engine.kv_eviction is not None,
+        f"{engine.batching} batching": engine.batching != "continuous",
         "contiguous allocator": engine.allocator != "paged",
     }
     return tuple(name for name, used in named.items() if used)
@@ -161,7 +178,7 @@ def _replayed_run(source: str, recorded: RecordedRun) -> Iterator[Finding]:
     real = recorded.requests.latencies
     second = slice(len(real) // 2, None)
     simulated, found = _replay(source, prepare(recorded.loaded, workload))
-    yield from memory_findings(source, found.row, pool_unsaid(recorded.loaded), recorded.memory)
+    yield from memory_findings(source, found.row, recorded.loaded, recorded.memory)
     yield from _request_findings(found, real, simulated, "all requests")
     if recorded.profile is None:
         return
@@ -213,8 +230,10 @@ def _interval(
 
 def _replayed_row(source: str, row: RecordedRow) -> Iterator[Finding]:
     loaded = row.load()
-    if all(METRICS[name].of_memory for name in row.measured):
-        yield from memory_findings(source, row.name, loaded, row.measured)
+    memory = {name: value for name, value in row.measured.items() if METRICS[name].of_memory}
+    if memory:
+        yield from memory_findings(source, row.name, loaded, memory)
+    if len(memory) == len(row.measured):
         return
     yield from _simulated_row(source, row, loaded)
     if row.profile is not None and row.profile.is_file():
@@ -223,18 +242,20 @@ def _replayed_row(source: str, row: RecordedRow) -> Iterator[Finding]:
             yield replace(finding, calibrated=True, judged_on=judged_on)
 
 
-def pool_unsaid(loaded: LoadedScenario) -> LoadedScenario:
-    """The scenario without the recorded block count, which the memory model shall find by itself."""
-    engine = loaded.scenario.engine.model_copy(update={"num_gpu_blocks_override": None})
-    return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))
-
-
 def memory_findings(
     source: str, name: str, loaded: LoadedScenario, measured: dict[str, float]
 ) -> Iterator[Finding]:
-    prepared = prepare(loaded)
+    """What the memory model finds by itself, whatever the scenario or its profile say of the pool.
+
+    A pool that the server was given in bytes is not found by anyone, and not judged.
+    """
+    engine = loaded.scenario.engine
+    unsaid = {"num_gpu_blocks_override": None, "profile": None}
+    prepared = prepare(_with_engine(loaded, unsaid))
     found, simulated = about(source, prepared, "memory"), memory_figures(prepared.memory)
     for metric, value in measured.items():
+        if metric in _OF_POOL and engine.kv_cache_memory_bytes is not None:
+            continue
         yield replace(
             found, row=name, metric=metric, real=value, simulated=simulated[metric], judged_on="start-up"
         )
@@ -246,14 +267,15 @@ def _simulated_row(source: str, row: RecordedRow, loaded: LoadedScenario) -> Ite
     hits = summary.load.prefix_cache_hits > 0
     found, simulated = about(source, prepared, regime_of(summary), hits=hits), figures_of(summary)
     for metric, value in row.measured.items():
-        yield replace(
-            found,
-            row=row.name,
-            metric=metric,
-            real=value,
-            simulated=simulated[metric],
-            judged_on="whole run",
-        )
+        if metric in simulated:
+            yield replace(
+                found,
+                row=row.name,
+                metric=metric,
+                real=value,
+                simulated=simulated[metric],
+                judged_on="whole run",
+            )
 
 
 def about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False) -> Finding:
@@ -263,7 +285,7 @@ def about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False
         source=source,
         row=prepared.loaded.scenario.name,
         gpu=gpu.name,
-        num_gpus=engine.tensor_parallel_size,
+        num_gpus=engine.tensor_parallel_size * engine.pipeline_parallel_size,
         model=model.name,
         # On a CPU nothing is learned about a GPU's kernels.
         features=() if gpu.architecture == "cpu" else _features(engine, model, hits),
@@ -278,5 +300,9 @@ def about(source: str, prepared: Prepared, regime: Regime, *, hits: bool = False
 
 def with_profile(loaded: LoadedScenario, profile: Path) -> LoadedScenario:
     """The scenario with an engine profile named in it."""
-    engine = loaded.scenario.engine.model_copy(update={"profile": str(profile)})
+    return _with_engine(loaded, {"profile": str(profile)})
+
+
+def _with_engine(loaded: LoadedScenario, update: dict[str, Any]) -> LoadedScenario:
+    engine = loaded.scenario.engine.model_copy(update=update)
     return replace(loaded, scenario=loaded.scenario.model_copy(update={"engine": engine}))

@@ -16,7 +16,7 @@ import numpy as np
 from servesim.analysis.figures import METRICS, request_figures
 from servesim.analysis.measured import simulated_latencies
 from servesim.analysis.metrics import summarise
-from servesim.analysis.recorded import RecordedSteps, failure
+from servesim.analysis.recorded import RecordedSteps
 from servesim.analysis.run import Run
 from servesim.analysis.schedule_replay import step_seconds
 from servesim.analysis.simulation import Prepared, prepare, run_prepared
@@ -27,13 +27,12 @@ from servesim.analysis.validate import (
     Finding,
     Refusal,
     about,
+    listed,
     memory_findings,
-    pool_unsaid,
     regime_of,
     with_profile,
 )
 from servesim.config.load import LoadedScenario
-from servesim.errors import ServesimError
 
 __all__ = ["ScheduleCheck", "StepwiseFindings", "validate_steps"]
 
@@ -69,35 +68,37 @@ def validate_steps(source: str, recorded: RecordedSteps, on_group: Callable[[], 
     groups: defaultdict[str, list[StepwiseRun]] = defaultdict(list)
     for run in recorded.runs:
         groups[run.group].append(run)
-    loaded = recorded.runs[0].load_scenario()
     findings: list[Finding] = []
-    if (
-        loaded.scenario.engine.kv_cache_memory_bytes is None
-    ):  # else the pool is given, and nothing to be found
-        findings += memory_findings(source, "start-up", pool_unsaid(loaded), recorded.memory)
-    timed: defaultdict[str, list[tuple[StepwiseRun, TimedSteps]]] = defaultdict(list)
     refusals: list[Refusal] = []
+    timed: defaultdict[tuple[str, str], list[tuple[StepwiseRun, TimedSteps]]] = defaultdict(list)
+    with listed(refusals, source, "start-up"):
+        loaded = recorded.runs[0].load_scenario()
+        findings += memory_findings(source, "start-up", loaded, recorded.memory)
     for group, repeats in groups.items():
-        try:
+        with listed(refusals, source, group):
             replays = [(run, timed_steps(run)) for run in repeats]
             if repeats[0].load not in _NOT_SERVED:
                 findings += _served(source, recorded, repeats)
-            timed[repeats[0].load] += replays
-        except ServesimError as error:
-            refusals.append(Refusal(source, group, failure(error)))
+            timed[repeats[0].load, _part(recorded, repeats[0])] += replays
         on_group()
-    schedules = tuple(_check(source, load, runs) for load, runs in timed.items())
-    steps = [error for runs in timed.values() for error in _step_errors(source, recorded, runs)]
+    schedules = tuple(_check(source, load, runs) for (load, _), runs in timed.items())
+    steps: list[StepErrors] = []
+    for (load, part), runs in timed.items():
+        with listed(refusals, source, f"steps, {load}"):
+            steps += _step_errors(source, recorded, runs, part)
     return StepwiseFindings(tuple(findings), tuple(steps), schedules, tuple(refusals))
 
 
 _NOT_SERVED = ("grid",)  # experiments whose latencies are their step times
 
 
-def _judged_on(recorded: RecordedSteps, judged: bool) -> str:
+def _part(recorded: RecordedSteps, run: StepwiseRun) -> str:
+    """What the calibration knows of a run, as judged_on says it."""
+    if recorded.profile is None:
+        return "all steps"
     if not recorded.fitted_here:
         return ANOTHER_MODEL
-    return OTHER_RUNS if judged else FITTED_TO
+    return OTHER_RUNS if run.judged else FITTED_TO
 
 
 def _check(source: str, load: str, runs: Sequence[tuple[StepwiseRun, TimedSteps]]) -> ScheduleCheck:
@@ -114,21 +115,20 @@ def _check(source: str, load: str, runs: Sequence[tuple[StepwiseRun, TimedSteps]
 
 
 def _step_errors(
-    source: str, recorded: RecordedSteps, runs: Sequence[tuple[StepwiseRun, TimedSteps]]
+    source: str, recorded: RecordedSteps, runs: Sequence[tuple[StepwiseRun, TimedSteps]], part: str
 ) -> Iterator[StepErrors]:
-    """Of the runs at one load, under the uncalibrated law and under the calibrated one."""
+    """Of the runs of one part at one load, under the uncalibrated law and under the calibrated one."""
     steps = [timed for _, timed in runs]
-    head: dict[str, object] = {"source": source, "load": runs[0][0].load}
-    plain = {**head, "calibrated": False, "judged_on": "all steps"}
-    yield from errors_of(steps, [timed.law for timed in steps], plain)
+    about_them: dict[str, object] = {"source": source, "load": runs[0][0].load, "judged_on": part}
+    yield from errors_of(steps, [timed.law for timed in steps], {**about_them, "calibrated": False})
     if recorded.profile is not None:
-        calibrated = {**head, "calibrated": True, "judged_on": _judged_on(recorded, runs[0][0].judged)}
         laws = {run.overrides: run for run, _ in runs}
         known = {
             overrides: law_of(prepare(with_profile(run.load_scenario(), recorded.profile)))
             for overrides, run in laws.items()
         }
-        yield from errors_of(steps, [known[run.overrides] for run, _ in runs], calibrated)
+        calibrated = [known[run.overrides] for run, _ in runs]
+        yield from errors_of(steps, calibrated, {**about_them, "calibrated": True})
 
 
 def _served(source: str, recorded: RecordedSteps, repeats: Sequence[StepwiseRun]) -> Iterator[Finding]:
@@ -138,8 +138,7 @@ def _served(source: str, recorded: RecordedSteps, repeats: Sequence[StepwiseRun]
     yield from _replayed(source, repeats, loaded, calibrated=False, judged_on="all requests")
     if recorded.profile is not None:
         profiled = with_profile(loaded, recorded.profile)
-        judged_on = _judged_on(recorded, run.judged)
-        yield from _replayed(source, repeats, profiled, calibrated=True, judged_on=judged_on)
+        yield from _replayed(source, repeats, profiled, calibrated=True, judged_on=_part(recorded, run))
 
 
 def _replayed(

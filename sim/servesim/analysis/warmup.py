@@ -59,7 +59,7 @@ def arrival_span_s(run: Run) -> tuple[float, float]:
     column = run.log.requests.columns
     arrival_s, sessions = np.array(column["arrival_s"]), run.scenario.workload.sessions
     starts_s = arrival_s if sessions is None else arrival_s[np.array(column["index"]) % sessions.turns == 0]
-    return float(arrival_s.min()), float(starts_s.max())
+    return float(arrival_s.min()), float(starts_s.max(initial=arrival_s.min()))
 
 
 def load_of(run: Run) -> Load:

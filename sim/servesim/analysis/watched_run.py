@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,24 +20,15 @@ from servesim.engine.scheduler import Scheduler
 __all__ = ["watched_run"]
 
 
-class _Life(NamedTuple):
-    """An engine of a replica: the first, or the one after a failure."""
-
-    engine: EngineConfig
-    residence: Residence
-    scheduler: Scheduler
-    law: StepTime
-
-
 def watched_run(prepared: Prepared, **options: Any) -> tuple[Run, Callable[[], Attribution]]:
     """Simulate; the second is what splits every completed request's latency, when it is asked for.
 
     ``options`` are those of run_prepared.
     """
-    lives: dict[int, list[_Life]] = {}
+    lives: dict[int, list[Watched]] = {}  # of a replica: the first, and those after failures
 
     def watch(replica: int, engine: EngineConfig, scheduler: Scheduler, law: StepTime) -> StepTime:
-        lives.setdefault(replica, []).append(_Life(engine, note_residence(scheduler), scheduler, law))
+        lives.setdefault(replica, []).append(Watched(engine, note_residence(scheduler), law))
         return law
 
     def attributed() -> Attribution:
@@ -50,22 +41,23 @@ def watched_run(prepared: Prepared, **options: Any) -> tuple[Run, Callable[[], A
     return run, attributed
 
 
-def _watched(log: Log, replica: int, lives: dict[int, list[_Life]]) -> Watched:
+def _watched(log: Log, replica: int, lives: dict[int, list[Watched]]) -> Watched:
     of = lives.get(replica)
     if of is None:  # a replica that was never ordered
         other = next(iter(lives.values()))[0]
-        return Watched(other.engine, Residence(), other.law)
-    return Watched(of[0].engine, _residence(log, replica, of), of[0].law)
+        return other._replace(residence=Residence())
+    return of[0]._replace(residence=_residence(log, replica, [life.residence for life in of]))
 
 
-def _residence(log: Log, replica: int, lives: list[_Life]) -> Residence:
+def _residence(log: Log, replica: int, lives: list[Residence]) -> Residence:
     """That of all lives of a replica."""
     if len(lives) == 1:
-        return lives[0].residence
+        return lives[0]
+    assert log.fleet is not None
+    begins_s, aborts = returns_s(log, replica), log.fleet.aborts.columns
     steps = columns_by_replica(log.steps)[replica]
     done = np.concatenate(([0], np.cumsum(steps["steps"])))
-    before = [0, *done[np.searchsorted(steps["start_s"], returns_s(log, replica))].tolist()]
-    unfinished = [[state.request.index for state in life.scheduler.unfinished()] for life in lives]
-    return residence_of_lives(
-        [(life.residence, *rest) for life, *rest in zip(lives, before, unfinished, strict=True)]
-    )
+    before = [0, *done[np.searchsorted(steps["start_s"], begins_s)].tolist()]
+    life = np.where(aborts["replica"] == replica, np.searchsorted(begins_s, aborts["at_s"]), -1)
+    unfinished = [aborts["index"][life == number].tolist() for number in range(len(lives))]
+    return residence_of_lives(list(zip(lives, before, unfinished, strict=True)))

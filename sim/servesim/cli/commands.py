@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from servesim.cli.shared import (
     stoppable,
 )
 from servesim.cli.studies import compare_replicated, run_replicated
+
+if TYPE_CHECKING:
+    from servesim.results import Result
 
 __all__: list[str] = []
 
@@ -73,10 +76,20 @@ def run(
             if expect:
                 typer.echo(expectations_text(result.expectations), nl=False)
         write(result)
+    _tell_if_nobody_was_served(result)
     if result.run.log.interrupted:
         raise typer.Exit(130)
     if expect and not all(finding.met for finding in result.expectations):
         raise typer.Exit(1)
+
+
+def _tell_if_nobody_was_served(result: Result) -> None:
+    """On stderr, too: who takes only the figures from stdout would find none, and no reason."""
+    of = result.summary
+    if not of.completed:
+        total = of.failed + of.unfinished
+        text = f"servesim: {of.name}: not one of {total:,} requests was completed, so most figures are n/a"
+        typer.echo(f"{text} -> the warnings in the result say why", err=True)
 
 
 Compared = Annotated[str, typer.Argument(help="A scenario, or the result.json of a finished run.")]
@@ -125,6 +138,8 @@ def compare(
             for name, result in zip(names, results, strict=True):
                 typer.echo(warnings_text(result.summary, name), nl=False)
         write(comparison)
+    for result in results:
+        _tell_if_nobody_was_served(result)
     if any(result.run.log.interrupted for result in results):
         raise typer.Exit(130)
 
@@ -221,7 +236,7 @@ def validate(
     from servesim import api
 
     with output(out, "validation", wanted=out is not None or not json) as write:
-        with progress_of("validate") as progress:
+        with progress_of("validate", "runs", 1) as progress:
             accuracy = api.validate(
                 folders or (), on_run=lambda name, done, total: progress(done, total, 0.0)
             )

@@ -39,7 +39,7 @@ def fragmentation(
     """Show where the KV-cache memory goes with each allocator, what is lost, and a map of the memory."""
     from servesim import api
 
-    changes = overrides(set_, seed)
+    changes, sizes = overrides(set_, seed), _block_sizes(block_sizes)
     name = f"{api.load(scenario, changes).scenario.name}-fragmentation"
     wanted = out is not None or not json
     with output(out, name, wanted=wanted) as write:
@@ -48,7 +48,7 @@ def fragmentation(
             overrides=changes,
             allocators=[part for part in allocators.split(",") if part],
             replications=replications,
-            block_sizes=_block_sizes(block_sizes),
+            block_sizes=sizes,
             capacity=capacity,
             maps=wanted,
             on_run=lambda what: typer.echo(f"Simulating: {what}", err=True),
@@ -71,10 +71,10 @@ def prefix_cache(
     """Replay the prompts through prefix caches of several sizes and show how much each would find."""
     from servesim import api
 
-    loaded = api.load(scenario, overrides(set_, seed))
+    loaded, tokens = api.load(scenario, overrides(set_, seed)), _sizes(sizes)
     wanted = out is not None or not json
     with output(out, f"{loaded.scenario.name}-prefix-cache", wanted=wanted) as write:
-        report = api.prefix_cache(loaded, _sizes(sizes), on_size=_tell_size)
+        report = api.prefix_cache(loaded, tokens, on_size=_tell_size)
         show_result(report, json)
         write(report)
 

@@ -62,11 +62,13 @@ def plan(
         f"engine.tensor_parallel_size={tensor_parallel or loaded.scenario.engine.tensor_parallel_size}",
         *(vary or ()),
     ]
+    options = {
+        "hardware.gpu": ("--gpus", gpus),
+        "engine.tensor_parallel_size": ("--tensor-parallel", tensor_parallel),
+    }
+    given = {path: option for path, (option, values) in options.items() if values}
     with output(out, f"{name}-plan", wanted=out is not None or not json) as write:
-        with (
-            progress_of(name, "trials of this round", 1) as progress,
-            blamed_on({"hardware.gpu": "--gpus", "engine.tensor_parallel_size": "--tensor-parallel"}),
-        ):
+        with progress_of(name, "trials of this round", 1) as progress, blamed_on(given):
             result = api.plan(
                 scenario,
                 rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,6 +89,10 @@ def load_with_limits(
     """The scenario with the limits of --slo, and all changes; a mistake is blamed on its option."""
     from servesim import api
 
+    for text in slo or ():
+        if not re.match(r"\s*\w+\s*=", text):
+            step = "write --slo ttft_p99_s=0.5"
+            raise ConfigError(Problem("not a limit", "--slo", got=text, next_step=step))
     changes = [*changes, *(f"slo.{text}" for text in slo or ())]
     with blamed_on({"slo": "--slo"} if slo else {}):
         return api.load(scenario, changes), changes
@@ -106,7 +111,7 @@ def _price(text: str, loaded: LoadedScenario) -> tuple[str, float]:
         price = float(usd)
     except ValueError:
         price = nan
-    if not 0 <= price < inf:
+    if not 0 < price < inf:
         step = "write --price h100-sxm=2.50"
         raise ConfigError(Problem("not a price", "--price", got=text, next_step=step))
     return load_gpu(str(loaded.find("gpus", gpu.strip()))).name, price
@@ -139,7 +144,7 @@ def output(out: Path | None, name: str, *, wanted: bool) -> Iterator[Callable[[A
         yield write
     except (KeyboardInterrupt, ServesimError) as error:
         if empty and not any(folder.iterdir()):
-            for each in new or [folder]:
+            for each in new:
                 if not any(each.iterdir()):
                     each.rmdir()
             if isinstance(error, KeyboardInterrupt):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,7 +14,33 @@ from servesim.config.record import Record
 from servesim.config.scenario import EngineConfig, OperatorStepTime
 from servesim.errors import ConfigError, Problem
 
-__all__ = ["EngineProfile", "load_engine_profile", "profiled_engine"]
+__all__ = ["SETTINGS_OF", "EngineProfile", "load_engine_profile", "profiled_engine"]
+
+Setting = Literal[
+    "async_scheduling",
+    "gpu_memory_utilization",
+    "kv_cache_dtype",
+    "quantization",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+]
+SETTINGS_OF: dict[str, tuple[Setting, ...]] = {
+    "exposed_host_s": ("async_scheduling",),
+    "num_gpu_blocks": (
+        "gpu_memory_utilization",
+        "kv_cache_dtype",
+        "quantization",
+        "block_size",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+    ),
+}
+"""Settings under which a fitted scalar means what it meant: exposed host time is another thing without
+async_scheduling, and the pool is what the others leave."""
+
+_Misfit = tuple[tuple[str, ...], Problem]
+_SCALARS = ("gpu_time_factor", "bandwidth_factor", "exposed_host_s", "num_gpu_blocks")
 
 
 class EngineProfile(Record):
@@ -27,6 +53,8 @@ class EngineProfile(Record):
     """Refuse to serve another model; remove the line to carry the profile over at your own risk."""
     gpu: str | None = None
     tensor_parallel_size: int | None = Field(default=None, ge=1)
+    fitted_under: dict[Setting, bool | int | float | str] = Field(default_factory=dict)
+    """Settings of the server that scalars of this profile hang on; under others they are refused."""
     gpu_time_factor: float | None = Field(default=None, ge=0.1, le=10)
     bandwidth_factor: float | None = Field(default=None, ge=0.1, le=10)
     exposed_host_s: float | None = Field(default=None, ge=0, le=10)
@@ -42,12 +70,11 @@ def load_engine_profile(path: Path) -> EngineProfile:
     return parse(EngineProfile, read_yaml(path), path)
 
 
-def profiled_engine(loaded: LoadedScenario) -> EngineConfig:
-    """The scenario's engine with the values of the profile it names; what the scenario says itself wins.
+def profiled_engine(loaded: LoadedScenario, engine: EngineConfig) -> EngineConfig:
+    """The scenario's resolved engine with the values of the profile it names; what it says itself wins.
 
-    Raises ConfigError when the profile belongs to another deployment or to another law.
+    Raises ConfigError when the profile belongs to another deployment, other settings or another law.
     """
-    engine = loaded.scenario.engine
     if engine.profile is None:
         return engine
     path = loaded.find("profiles", engine.profile)
@@ -63,39 +90,42 @@ def profiled_engine(loaded: LoadedScenario) -> EngineConfig:
                 next_step="remove engine.profile, or engine.step_time",
             )
         )
-    _refuse_another_deployment(loaded, profile, lambda key, problem: locate(problem, tree, (key,), str(path)))
-    found = profile.model_dump(include={"gpu_time_factor", "bandwidth_factor", "exposed_host_s"})
-    values = {
-        key: value for key, value in found.items() if value is not None and key not in law.model_fields_set
-    }
-    update: dict[str, Any] = {"step_time": law.model_copy(update=values)}
     own_pool = engine.num_gpu_blocks_override is not None or engine.kv_cache_memory_bytes is not None
-    if profile.num_gpu_blocks is not None and not own_pool:
-        update["num_gpu_blocks_override"] = profile.num_gpu_blocks
+    said = law.model_fields_set | ({"num_gpu_blocks"} if own_pool else set())
+    found = profile.model_dump(include=set(_SCALARS), exclude_none=True)
+    values = {key: value for key, value in found.items() if key not in said}
+    problems = [*_another_deployment(loaded, profile), *_other_settings(engine, profile, values)]
+    if problems:
+        raise ConfigError(locate(problem, tree, path_of, str(path)) for path_of, problem in problems)
+    blocks = values.pop("num_gpu_blocks", engine.num_gpu_blocks_override)
+    update = {"step_time": law.model_copy(update=values), "num_gpu_blocks_override": blocks}
     return engine.model_copy(update=update)
 
 
-def _refuse_another_deployment(
-    loaded: LoadedScenario, profile: EngineProfile, at: Callable[[str, Problem], Problem]
-) -> None:
+def _another_deployment(loaded: LoadedScenario, profile: EngineProfile) -> Iterator[_Misfit]:
     scenario = loaded.scenario
     served = {
         "model": Path(scenario.model).name.removesuffix(".yaml"),
         "gpu": Path(scenario.hardware.gpu).name.removesuffix(".yaml"),
         "tensor_parallel_size": scenario.engine.tensor_parallel_size,
     }
-    fitted = {key: getattr(profile, key) for key in served}
-    problems = [
-        at(
-            key,
-            Problem(
-                f"was fitted with {key} {fitted[key]}",
-                got=f"a scenario with {served[key]}",
-                next_step="calibrate on this deployment, or remove the line to carry the profile over",
-            ),
-        )
-        for key in served
-        if fitted[key] is not None and fitted[key] != served[key]
-    ]
-    if problems:
-        raise ConfigError(problems)
+    step = "calibrate on this deployment, or remove the line to carry the profile over"
+    for key, mine in served.items():
+        yield from _misfit((key,), getattr(profile, key), mine, step)
+
+
+def _other_settings(
+    engine: EngineConfig, profile: EngineProfile, scalars: Iterable[str]
+) -> Iterator[_Misfit]:
+    for scalar in scalars:
+        step = f"calibrate under this setting, or remove {scalar} from the profile"
+        for key in SETTINGS_OF.get(scalar, ()):
+            yield from _misfit(
+                ("fitted_under", key), profile.fitted_under.get(key), getattr(engine, key), step
+            )
+
+
+def _misfit(path: tuple[str, ...], fitted: object, mine: object, step: str) -> Iterator[_Misfit]:
+    if fitted is not None and fitted != mine:
+        problem = f"was fitted with {path[-1]} {fitted}"
+        yield path, Problem(problem, got=f"a scenario with {mine}", next_step=step)

@@ -93,13 +93,15 @@ def _not_found(kind: str, name: str, folders: Sequence[Path]) -> Problem:
     if folders:
         step = "give a file in it"
         return Problem(f"a {noun} must be a file, not a folder", got=f'"{folders[0]}"', next_step=step)
+    check = f"check the path, or take a name that `servesim list {kind}` prints"
     if kind != "traces" and ("/" in name or os.sep in name):
-        step = f"check the path, or take a name that `servesim list {kind}` prints"
-        return Problem(f"no such {noun} file", got=f'"{name}"', next_step=step)
+        return Problem(f"no such {noun} file", got=f'"{name}"', next_step=check)
     known = list_data(kind)
     word = name.rsplit("/", 1)[-1] if kind == "traces" else Path(name).name.removesuffix(".yaml")
     step = "put it beside the scenario, or give its path"
     if kind != "traces":
         step = f"see `servesim list {kind}`, or give the path of a file"
     hint = did_you_mean(word, known) if known else ""
+    if kind != "traces" and name.endswith(_KINDS[kind].suffixes) and hint.startswith("allowed"):
+        hint, step = "", check  # a file of the user's, and no name
     return Problem(f"no such {noun}", got=f'"{name}"', hint=hint, next_step=step)

@@ -101,7 +101,7 @@ class FleetConfig(Record):
             return self
         have = {pool.serves for pool in self.pools.values()}
         if have != {"prefill", "decode"}:
-            missing = " and ".join(sorted({"prefill", "decode"} - have)) or "nobody beside them"
+            missing = " and ".join(sorted({"prefill", "decode"} - have))
             raise RuleError(
                 f"pools that serve prefill or decode need both kinds and no other; missing: {missing}"
                 if have < {"prefill", "decode"}

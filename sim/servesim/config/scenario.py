@@ -141,13 +141,15 @@ class Scenario(Record):
                 refuse_beside(engine, f"serves: {pool.serves}", *keys, path=path)
                 if engine.preemption_mode == "swap" or self.workload.forks is not None:
                     raise RuleError(f"serves: {pool.serves} needs an engine that recomputes", path=path)
-        formats = {self.pool_engine(pool).kv_cache_dtype for pool in fleet.pools.values()} if fleet else set()
-        if fleet and fleet.is_disaggregated and len(formats) > 1:
-            raise RuleError(
-                "pools between which KV caches move need one kv_cache_dtype",
-                path=("fleet", "pools"),
-                next_step="set engine.kv_cache_dtype for all of them",
-            )
+        if fleet is not None and fleet.is_disaggregated:
+            engines = [self.pool_engine(pool) for pool in fleet.pools.values()]
+            for key in ("kv_cache_dtype", "max_model_len"):
+                if len({getattr(engine, key) for engine in engines}) > 1:
+                    raise RuleError(
+                        f"pools between which KV caches move need one {key}",
+                        path=("fleet", "pools"),
+                        next_step=f"set engine.{key} for all of them",
+                    )
         return self
 
     @property

@@ -12,6 +12,7 @@ __all__ = [
     "AcceptanceConfig",
     "DepthAcceptance",
     "IidAcceptance",
+    "Rate",
     "RecordedAcceptance",
     "SpeculativeConfig",
     "SpeculativeMethod",

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from servesim.config.load import parse
 from servesim.config.record import Record, RuleError
+from servesim.config.speculative import Rate
 from servesim.config.yaml_file import read_yaml
 from servesim.errors import ConfigError, Problem, ServesimError, TraceError
 
@@ -58,10 +59,20 @@ class SpeculationSettings(Record):
 
     num_tokens: int = Field(ge=1)
     """Drafts per request and step."""
-    acceptance: float | list[float]
+    acceptance: Rate | list[Rate]
     """Probability that a draft is accepted when those before it were; one, or one per depth."""
     mode: Literal["ngram", "draft", "eagle"] = "ngram"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_rate_per_depth(self) -> SpeculationSettings:
+        if isinstance(self.acceptance, list) and len(self.acceptance) != self.num_tokens:
+            raise RuleError(
+                f"needs one rate for each of the {self.num_tokens} drafts",
+                path=("acceptance",),
+                next_step="change the list, or num_tokens",
+            )
+        return self
 
 
 class TraceSettings(Record):

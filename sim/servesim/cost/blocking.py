@@ -30,7 +30,7 @@ def is_uneven(k: Any) -> Any:
 
 
 def is_turned(num_rows: Any, n: Any, k: Any) -> Any:
-    """Whether it goes along the columns, since the rows do not stay in L2 while it goes along them.
+    """Whether it goes along the rows, since they do not stay in L2 while it goes along the columns.
 
     They take too many bytes, with two strips of the weights and the results, or results of rows that are a
     power of two apart take too many ways of the same sets.

@@ -30,6 +30,8 @@ class MemoryBudget:
     kv_cache_bytes: int
     num_gpu_blocks: int
     """Blocks of the pool, block 0 (never handed out) included."""
+    block_bytes: int
+    """Of one of them, with the pages of a drafter."""
     kv_cache_tokens: int
     """Token slots of the pool, as vLLM prints them: blocks per group times block_size."""
     max_concurrency: float
@@ -92,6 +94,7 @@ def unchecked_budget(
         cuda_graphs_bytes=parts.cuda_graphs_bytes,
         kv_cache_bytes=kv_cache_bytes,
         num_gpu_blocks=num_blocks,
+        block_bytes=block_bytes,
         kv_cache_tokens=num_blocks // len(layout.group_windows) * layout.block_size,
         max_concurrency=num_blocks / layout.blocks_per_request(engine.max_model_len),
         kv_layout=layout,

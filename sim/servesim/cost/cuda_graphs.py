@@ -10,7 +10,7 @@ from servesim.config.scenario import EngineConfig
 __all__ = ["GraphModes", "captured_sizes", "padded_tokens"]
 
 _LARGEST = 512
-_LARGEST_BLACKWELL = 1024  # data-centre Blackwell, vLLM 0.33
+_LARGEST_BLACKWELL = 1024  # data-centre Blackwell, vLLM 0.32 and 0.33
 
 _LAUNCH_S = 6.5e-6  # 5 to 8 us a kernel without CUDA graphs, estimate
 _EAGER_KERNELS_PER_LAYER = 11  # 10 to 12, estimate
@@ -21,7 +21,7 @@ def captured_sizes(gpu: GpuProfile, engine: EngineConfig) -> tuple[int, ...]:
     """Token counts that vLLM captures for this engine, ascending; none when it runs eagerly.
 
     1, 2, 4, then every 8 below 256 and every 16 above, up to the least of 2 * max_num_seqs * tokens of a
-    decode (1 and its drafts), 512 and max_num_batched_tokens.
+    decode (1 and its drafts), 512 (or 1,024, see above) and max_num_batched_tokens.
     Source: vLLM 0.26 and 0.33, default cudagraph capture sizes.
     """
     if engine.max_num_seqs is None or engine.max_num_batched_tokens is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 
 from servesim.config.profiles import FirstCallEfficiency, GpuProfile, ModelProfile
 from servesim.config.scenario import EngineConfig
@@ -22,9 +23,10 @@ _WEIGHT_BYTES = 2
 class FirstCallLaw:
     """A law of step time for an engine that generates code for every new count of rows: oneDNN, on a CPU.
 
-    The first step with prompt chunks that has so many tokens takes longer, once per kind of matrix.  The law
-    remembers the counts that it was asked about, the most recent ones, so it stands for one process of an
-    engine; ``after`` gives one with another memory.  Steps of decodes only are free: their counts are few.
+    The first step with prompt chunks or drafts that has so many tokens takes longer, once per kind of
+    matrix.  The law remembers the counts that it was asked about, the most recent ones, so it stands for one
+    process of an engine; ``after`` gives one with another memory.  Steps that only decode are free: their
+    counts are few.
     """
 
     def __init__(self, law: StepTime, model: ModelProfile, gpu: GpuProfile, engine: EngineConfig) -> None:
@@ -37,13 +39,7 @@ class FirstCallLaw:
 
     def after(self, row_counts: Iterable[int]) -> FirstCallLaw:
         """The law of a process that has run steps of so many tokens, in this order."""
-        law = object.__new__(FirstCallLaw)
-        law._law, law._first_call, law._kinds, law._most = (
-            self._law,
-            self._first_call,
-            self._kinds,
-            self._most,
-        )
+        law = copy(self)
         law._met = {}
         for rows in row_counts:
             law._meets(rows)
@@ -62,7 +58,7 @@ class FirstCallLaw:
     def step_s(self, shape: StepShape) -> float:
         """Seconds of one step, and of preparing for its tokens if they are so many for the first time."""
         seconds = self._law.step_s(shape)
-        if shape.chunks and self._meets(shape.num_tokens):
+        if (shape.chunks or shape.num_draft_tokens) and self._meets(shape.num_tokens):
             rows = shape.num_tokens
             seconds += sum(first_call_s(self._first_call, rows, n, k) for n, k in self._kinds)
         return seconds

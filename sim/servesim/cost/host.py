@@ -62,8 +62,8 @@ HOST_PROFILES: dict[str, HostProfile] = {
     ),
     "v1-cpu": HostProfile(
         False,
-        1.75e-3,
-        40e-6,
+        1.55e-3,
+        31e-6,
         0.0,
         "measured: steps of 1 to 32 decodes in vLLM 0.32's CPU build on one core, less model and sampler "
         "(rows `host` of reports/validation/hardware/cpu-core-kernels.csv)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -191,7 +191,9 @@ class OperatorLaw:
             page = np.arange(_PAGE) + rows // _PAGE * _PAGE
             self._row_s.update(zip(page.tolist(), sum(self._row_parts(page).values()).tolist(), strict=True))
         experts = self._shard.experts
-        return self._row_s[rows] + (self._experts_s(experts, num_tokens) if experts is not None else 0.0)
+        if experts is None:
+            return self._row_s[rows]
+        return self._row_s[rows] + self._experts_s(experts, num_tokens, self._experts.seconds)
 
     def _token_parts(self, num_tokens: int) -> dict[str, float]:
         """Products, communication and elementwise kernels of a step's tokens, summed over layers."""
@@ -199,7 +201,9 @@ class OperatorLaw:
             return {}
         parts = self._row_parts(self._graphs.rows(num_tokens))
         if self._shard.experts is not None:
-            parts["experts"] = self._experts_s(self._shard.experts, num_tokens)
+            whole_s = self._experts_s(self._shard.experts, num_tokens, self._experts.seconds)
+            parts["experts"] = self._experts_s(self._shard.experts, num_tokens, self._experts.reading_s)
+            parts["expert_rows"] = whole_s - parts["experts"]
         return parts
 
     def _row_parts(self, rows: Any) -> dict[str, Any]:
@@ -222,10 +226,10 @@ class OperatorLaw:
             parts[linear.name] += linear.num_layers * gemm.seconds(rows, linear.n, linear.k)
         return dict(parts)
 
-    def _experts_s(self, experts: Experts, num_tokens: int) -> float:
+    def _experts_s(self, experts: Experts, num_tokens: int, law: Callable[..., float]) -> float:
         """Routed experts; the rows that pad a CUDA graph are taken to reach no expert that others do not."""
         load = self._routing.load(num_tokens)
-        seconds = self._experts.seconds(load, experts.up, experts.width, self._shard.hidden_size)
+        seconds = law(load, experts.up, experts.width, self._shard.hidden_size)
         return experts.num_layers * seconds
 
     def _elementwise_s(self, rows: Any) -> Any:

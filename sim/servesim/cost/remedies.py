@@ -43,7 +43,7 @@ def does_not_fit(
             got=f"{_gib(budget.kv_cache_bytes)}, and {_gib(max(0, budget.spare_bytes))} are left",
             next_step=next_step,
         )
-    needed = budget.kv_layout.blocks_per_request(engine.max_model_len or 0) * budget.kv_layout.block_bytes
+    needed = _needed_blocks(budget, engine) * budget.block_bytes
     return Problem(
         f"one request of this length needs {_gib(needed)} of KV cache on each GPU, "
         f"{_gib(budget.kv_cache_bytes)} are left on {where}: {sizes}",
@@ -51,6 +51,11 @@ def does_not_fit(
         got=str(engine.max_model_len),
         next_step=next_step,
     )
+
+
+def _needed_blocks(budget: MemoryBudget, engine: EngineConfig) -> int:
+    """Blocks of a request of max_model_len, and the one that is never handed out."""
+    return budget.kv_layout.blocks_per_request(engine.max_model_len or 0) + 1
 
 
 def _sizes(budget: MemoryBudget, engine: EngineConfig) -> str:
@@ -121,12 +126,11 @@ def _memory_setting(
     draft: ModelProfile | None,
 ) -> list[str]:
     """The KV setting to raise: the overriding one if there is one, else the utilisation."""
-    layout = budget.kv_layout
-    needed_blocks = layout.blocks_per_request(engine.max_model_len or 0) + 1
+    needed_blocks = _needed_blocks(budget, engine)
     if budget.overridden == "num_gpu_blocks_override":
         return [f"engine.num_gpu_blocks_override: {needed_blocks}"]
     if budget.overridden == "kv_cache_memory_bytes":
-        size = needed_blocks * layout.block_bytes
+        size = needed_blocks * budget.block_bytes
         enough = engine.model_copy(update={"kv_cache_memory_bytes": size})
         return [f"engine.kv_cache_memory_bytes: {size}"] if fits(model, gpu, enough, draft) else []
     first = math.floor(engine.gpu_memory_utilization * 100) + 1

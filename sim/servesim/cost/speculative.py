@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from servesim.config.profiles import GpuProfile, ModelProfile
-from servesim.config.scenario import EngineConfig
+from servesim.config.scenario import EngineConfig, OperatorStepTime
+from servesim.cost.calibrated import with_bandwidth_factor
 from servesim.cost.drafter import head_layer
 from servesim.cost.host import host_profile
 from servesim.cost.step_time import AffineSteps, StepShape
@@ -46,7 +47,7 @@ class SpeculativeLaw:
     drafts and computes with them for each, so that it turns compute-bound sooner.  A drafter with layers
     first runs over all tokens of the step and then, once per further draft, over one token of each sequence;
     every draft takes an LM head.  ``law_of`` gives the law of a model under an engine, of the drafter too.
-    ``engine`` must be resolved and speculate.
+    ``engine`` must be resolved, speculate, and its step_time be the law of operators.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class SpeculativeLaw:
         engine: EngineConfig,
         draft: ModelProfile | None,
     ) -> None:
-        speculative = engine.speculative
+        speculative, law = engine.speculative, engine.step_time
         assert speculative is not None
+        assert isinstance(law, OperatorStepTime)
         self._target = target = law_of(model, engine)
         self._speculative = speculative
         self._host = host_profile(engine)
@@ -66,7 +68,7 @@ class SpeculativeLaw:
         if self._draft_host_s is None:
             self._draft_host_s = _NGRAM_HOST_S if speculative.method == "ngram" else 0.0
         self._model, self._degree = draft or model, engine.tensor_parallel_size
-        self._products = _Products(gpu)
+        self._products = _Products(with_bandwidth_factor(gpu, law.bandwidth_factor), law.gpu_time_factor)
         self._drafter: GpuLaw | None = None
         if speculative.keeps_kv:
             plain = engine.model_copy(update={"quantization": "none"})
@@ -180,15 +182,15 @@ def _attention_flops(model: ModelProfile, degree: int) -> float:
 
 
 class _Products:
-    """Roofline of the drafter's small matrix products, at the GPU's bf16 efficiency."""
+    """``factor`` times the roofline of the drafter's small matrix products, at the GPU's bf16 efficiency."""
 
-    def __init__(self, gpu: GpuProfile) -> None:
+    def __init__(self, gpu: GpuProfile, factor: float) -> None:
         law = gpu.efficiency.gemm["bf16"]
-        self._launch_s = law.launch_s
-        self._flops_per_s = gpu.peak_flops_per_s["bf16"] * law.compute
-        self._bytes_per_s = gpu.hbm_bandwidth_bytes_per_s * law.memory
-        attention = gpu.efficiency.prefill_attention["bf16"]
-        self.attention_flops_per_s = gpu.peak_flops_per_s["bf16"] * attention.compute
+        self._launch_s = factor * law.launch_s
+        peak = gpu.peak_flops_per_s["bf16"] / factor
+        self._flops_per_s = peak * law.compute
+        self._bytes_per_s = gpu.hbm_bandwidth_bytes_per_s / factor * law.memory
+        self.attention_flops_per_s = peak * gpu.efficiency.prefill_attention["bf16"].compute
 
     def seconds(self, rows: int, n: int, k: int) -> float:
         """Time of (rows x k) times (k x n); nothing without rows."""

@@ -19,7 +19,9 @@ DECODE_PARTS = ("weights", "kv_reads", "compute", "communication", "host")
 Floats = NDArray[np.float64]
 _COMMUNICATION = frozenset(("all_reduce", "pipeline_send", "logits_gather"))
 _KV_READS = frozenset(("decode_attention", "context"))
-_NO_PRODUCTS = frozenset(("elementwise", "sampling", "tokens", "verification_attention", "draft"))
+_NO_PRODUCTS = frozenset(
+    ("elementwise", "expert_rows", "sampling", "tokens", "verification_attention", "draft")
+)
 _MANY_TOKENS = 1 << 20  # of context, to read the law's slope
 
 
@@ -44,9 +46,10 @@ class _Base(NamedTuple):
 class DecodeParts:
     """Splits the time of steps that only decode.
 
-    Weights: what products and experts take for a single token; compute: what the batch adds to that, and
-    the kernels that are no products. Host: whatever the GPU waits for, launches included. KV reads are the
-    rest of the GPU's time; where the host hides some of it, they follow from the context in full attention.
+    Weights: what products take for a single token, and reading the experts that the batch reaches; compute:
+    what the batch adds to the products, the experts' rows, and the kernels that are no products. Host:
+    whatever the GPU waits for, launches included. KV reads are the rest of the GPU's time; where the host
+    hides some of it, they follow from the context in full attention.
     """
 
     def __init__(self, law: BrokenDown, engine: EngineConfig) -> None:

@@ -99,6 +99,7 @@ def build_step_time(
     factored = engine.step_time.gpu_time_factor != 1.0 or engine.step_time.bandwidth_factor != 1.0
     law_type = CalibratedLaw if factored else OperatorLaw
     if engine.speculative is None:
-        plain = law_type(model, gpu, engine)
-        return plain if gpu.efficiency.first_call is None else FirstCallLaw(plain, model, gpu, engine)
-    return SpeculativeLaw(lambda one, under: law_type(one, gpu, under), model, gpu, engine, draft)
+        plain: StepTime = law_type(model, gpu, engine)
+    else:
+        plain = SpeculativeLaw(lambda one, under: law_type(one, gpu, under), model, gpu, engine, draft)
+    return plain if gpu.efficiency.first_call is None else FirstCallLaw(plain, model, gpu, engine)

@@ -57,21 +57,17 @@ class _Independent:
     def __init__(self, rates: tuple[float, ...], stream: Stream) -> None:
         self._rates = rates
         self._stream = stream
-        self._uniforms: dict[RequestState, list[float]] = {}
 
     def __call__(self, request: RequestState, num_drafts: int, padded: bool) -> int:
         if padded:
             return 0  # placeholders match no token
-        uniforms = self._uniforms.get(request)
-        if uniforms is None:
+        if request.drawn is None:
             count = request.output_limit + len(self._rates)
-            drawn = self._stream.uniforms(request.request.index * _PLACES, count)
-            uniforms = self._uniforms[request] = drawn.tolist()
+            request.drawn = self._stream.uniforms(request.request.index * _PLACES, count).tolist()
+        uniforms: list[float] = request.drawn
         place, accepted = request.num_output_tokens, 0
         while accepted < num_drafts and uniforms[place + accepted] < self._rates[accepted]:
             accepted += 1
-        if place + accepted + 1 >= request.output_limit:
-            del self._uniforms[request]  # its last output
         return accepted
 
 
@@ -81,20 +77,16 @@ class _Recorded:
     def __init__(self, rows: list[int], stream: Stream) -> None:
         self._rows = rows
         self._stream = stream
-        self._next: dict[RequestState, int] = {}
 
     def __call__(self, request: RequestState, num_drafts: int, padded: bool) -> int:
         if padded:
             return 0
-        row = self._next.get(request)
+        row: int | None = request.drawn
         if row is None:
             place = request.request.index * _PLACES
             row = int(self._stream.uniforms(place, 1)[0] * len(self._rows))
-        accepted = min(self._rows[row], num_drafts)
-        self._next[request] = (row + 1) % len(self._rows)
-        if request.num_output_tokens + accepted + 1 >= request.output_limit:
-            del self._next[request]
-        return accepted
+        request.drawn = (row + 1) % len(self._rows)
+        return min(self._rows[row], num_drafts)
 
 
 class RecordedDrafts:

@@ -24,15 +24,10 @@ class Autoscaler:
         self.rule = rule
         self._changed_s = 0.0
 
-    def wanted(self, serving: Sequence[Scheduler], num_held: int, current: int, now_s: float) -> int:
-        """How many there should be, of ``current`` that serve or start.
-
-        ``num_held``: requests that wait at the router because nobody serves.
-        """
+    def wanted(self, serving: Sequence[Scheduler], current: int, now_s: float) -> int:
+        """How many there should be, of ``current`` that serve or start."""
         rule = self.rule
-        load = sum(map(outstanding, serving)) + num_held if rule.metric == "outstanding" else 0.0
-        if rule.metric == "kv_usage":
-            load = sum(map(_kv_usage, serving))
+        load: float = sum(map(outstanding if rule.metric == "outstanding" else _kv_usage, serving))
         wanted = min(max(ceil(load / rule.target - _TOLERANCE), rule.min_replicas), rule.max_replicas)
         if wanted == current or (wanted < current and now_s < self._changed_s + rule.cooldown_s):
             return current

@@ -9,6 +9,8 @@ number is an estimate that docs/sharing.md compares with the PagedAttention pape
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from servesim.config.sampling import SamplingConfig
@@ -20,6 +22,7 @@ __all__ = ["CONCENTRATION", "BeamSearch", "build_beams"]
 CONCENTRATION = 0.4
 _LEAST = 1e-4  # of a request's concentration: every token is certain
 _STICKS = 2  # pieces broken off per beam that are kept as candidates
+_PIECES = 1 << 16  # drawn at a time
 
 
 class BeamSearch:
@@ -29,35 +32,36 @@ class BeamSearch:
         self.width = width
         self._mean = concentration
         self._stream = Stream(seed, "beams")
-        self._parents: dict[RequestState, list[list[int]]] = {}
 
     def parents(self, request: RequestState) -> list[int]:
         """For each beam of the token that has just come out, the beam that it continues."""
-        steps = self._parents.get(request)
-        if steps is None:
-            steps = self._parents[request] = self._search(request.request.index, request.output_limit)
-        step = steps[request.num_output_tokens - 1]
-        if request.num_output_tokens == request.output_limit:
-            del self._parents[request]
-        return step
+        if request.drawn is None:
+            request.drawn = self._search(request.request.index, request.output_limit)
+        parents: list[int] = next(request.drawn)
+        return parents
 
-    def _search(self, index: int, num_tokens: int) -> list[list[int]]:
+    def _search(self, index: int, num_tokens: int) -> Iterator[list[int]]:
         width, own = self.width, self._stream.child(str(index))
         concentration = max(self._mean * float(own.child("law").normals(0, 1)[0]) ** 2, _LEAST)
-        candidates = _log_probabilities(own, num_tokens, width, concentration)
-        scores, steps = candidates[0, 0], [[0] * width]
-        for step in candidates[1:]:
-            sums = (scores[:, None] + step).ravel()
-            best = np.argsort(-sums, kind="stable")[:width]
-            scores = sums[best]
-            steps.append((best // width).tolist())
-        return steps
+        scores = np.full(width, -np.inf)
+        scores[0] = 0.0  # a prompt is one beam
+        size = max(1, _PIECES // (_STICKS * width**2))
+        for first in range(0, num_tokens, size):
+            count = min(size, num_tokens - first)
+            for step in _log_probabilities(own, first, count, width, concentration):
+                sums = (scores[:, None] + step).ravel()
+                best = np.argsort(-sums, kind="stable")[:width]
+                scores = sums[best]
+                yield (best // width).tolist()
 
 
-def _log_probabilities(stream: Stream, num_tokens: int, width: int, concentration: float) -> FloatArray:
-    """The ``width`` likeliest next tokens of every beam at every place: (tokens, beams, candidates)."""
+def _log_probabilities(
+    stream: Stream, first: int, num_tokens: int, width: int, concentration: float
+) -> FloatArray:
+    """The ``width`` likeliest next tokens of every beam from a place on: (tokens, beams, candidates)."""
     shape = (num_tokens, width, _STICKS * width)
-    rest = np.log1p(-stream.uniforms(0, int(np.prod(shape)))).reshape(shape) / concentration
+    uniforms = stream.uniforms(first * _STICKS * width**2, int(np.prod(shape))).reshape(shape)
+    rest = np.log1p(-uniforms) / concentration
     broken = np.log(-np.expm1(np.minimum(rest, -1e-300)))  # Beta(1, c) = 1 - uniform ** (1 / c)
     pieces = broken + np.cumsum(rest, axis=2) - rest
     likeliest: FloatArray = -np.sort(-pieces, axis=2)[:, :, :width]

@@ -49,7 +49,7 @@ def build_scheduler(
     workload, and ``beams`` says which of a request's sequences go on.
     """
     rules = RULES[engine.version]
-    limits = _limits(engine, memory, rules)
+    limits = _limits(engine, memory, rules, 1 if sampling is None else sampling.n)
     if engine.preemption_mode == "swap" or sampling is not None:
         return build_swapping(
             engine,
@@ -120,7 +120,7 @@ def _disaggregated(
     return kind(limits, rules, _kv_cache(engine, memory, rules, False), windows, one_by_one=one_by_one)
 
 
-def _limits(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> SchedulerLimits:
+def _limits(engine: EngineConfig, memory: MemoryBudget, rules: Rules, num_sequences: int) -> SchedulerLimits:
     assert engine.max_num_seqs is not None
     assert engine.max_num_batched_tokens is not None
     assert engine.max_model_len is not None
@@ -133,18 +133,38 @@ def _limits(engine: EngineConfig, memory: MemoryBudget, rules: Rules) -> Schedul
                 next_step="leave it at 0, or choose a later engine.version",
             )
         )
-    max_num_batched_tokens = engine.max_num_batched_tokens
-    if engine.speculative is not None and not rules.charges_draft_rows:
-        max_num_batched_tokens -= engine.speculative.draft_rows * engine.max_num_seqs
+    draft_rows = engine.speculative.draft_rows if engine.speculative else 0
+    kept_rows = 0 if rules.charges_draft_rows else draft_rows * engine.max_num_seqs
+    _check_longest_prompt(engine, kept_rows or draft_rows or num_sequences - 1)
     return SchedulerLimits(
         max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_batched_tokens=engine.max_num_batched_tokens - kept_rows,
         max_model_len=engine.max_model_len,
         enable_chunked_prefill=engine.enable_chunked_prefill,
         long_prefill_token_threshold=engine.long_prefill_token_threshold,
         priority_policy=engine.scheduling_policy == "priority",
         watermark_blocks=int(engine.watermark * memory.num_gpu_blocks),
         scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+    )
+
+
+def _check_longest_prompt(engine: EngineConfig, other_rows: int) -> None:
+    """Raise ConfigError where a whole prompt could never start; vLLM lets it wait, and all behind it."""
+    assert engine.max_num_batched_tokens is not None
+    assert engine.max_model_len is not None
+    longest = engine.max_model_len - 1
+    if engine.enable_chunked_prefill or longest + other_rows <= engine.max_num_batched_tokens:
+        return
+    what = "other sequences of its request" if engine.speculative is None else "drafting"
+    raise ConfigError(
+        Problem(
+            f"without chunked prefill a step must have room for the longest prompt beside the {other_rows:,} "
+            f"tokens that {what} may take: else it waits for ever, and all behind it",
+            path="engine.max_num_batched_tokens",
+            got=f"{engine.max_num_batched_tokens} with max_model_len {engine.max_model_len}",
+            next_step=f"raise it to at least {longest + other_rows}, lower engine.max_model_len, or set "
+            "engine.enable_chunked_prefill: true",
+        )
     )
 
 

@@ -55,6 +55,10 @@ class _Keeping(Scheduler):
         computed, waste, *rest = super().levels()
         return (computed + self._kept.computed, waste + self._kept.waste, *rest)
 
+    def keeps_kv(self) -> bool:
+        """Whether requests that do not run hold KV."""
+        return bool(self._kept.states)
+
 
 class PrefillScheduler(_Keeping):
     """Computes prompts; their blocks stay until ``release``."""
@@ -88,6 +92,7 @@ class DecodeScheduler(_Keeping):
     """
 
     on_pull: Callable[[Request, int], None]
+    waiting: FcfsQueue  # priorities do not go with it
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -111,7 +116,6 @@ class DecodeScheduler(_Keeping):
         self.news = True
 
     def _admit(self, plan: Plan, budget: int) -> bool:
-        queue = self.waiting.unordered()
         blocked = False
         for state in list(self._ready):
             if len(self.running) >= self.limits.max_num_seqs:
@@ -120,23 +124,23 @@ class DecodeScheduler(_Keeping):
             if blocked or budget <= 0:
                 break
             self._begin(plan, state)
-            queue.remove(state)
             budget -= 1
-        settled, rest = True, FcfsQueue()
-        while queue:
-            state = queue.pop(0)
-            if blocked or state.request.index in self._kept.states:
-                rest.append(state)
-            elif state in self._remote:
+        settled, queue = True, self.waiting
+        for state in queue:
+            if blocked:
+                break
+            if state.status is Status.RUNNING or state.request.index in self._kept.states:
+                continue
+            if state in self._remote:
                 blocked = not self._pull(plan, state)
-                rest.append(state)
-            else:
-                self.waiting, before = FcfsQueue([state]), len(plan.scheduled)
-                settled = super()._admit(plan, budget)
-                budget -= sum(tokens for _, tokens, _ in plan.scheduled[before:])
-                blocked = bool(self.waiting)
-                rest.extend(self.waiting)
-        self.waiting = rest
+                continue
+            self.waiting, before = FcfsQueue([state]), len(plan.scheduled)
+            settled = super()._admit(plan, budget)
+            budget -= sum(tokens for _, tokens, _ in plan.scheduled[before:])
+            blocked = bool(self.waiting)
+        for state in plan.admitted:
+            queue.remove(state)
+        self.waiting = queue
         return settled
 
     def _begin(self, plan: Plan, state: RequestState) -> None:

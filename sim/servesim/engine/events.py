@@ -106,6 +106,9 @@ class Rows:
 class StepLog(Rows):
     """Runs of identical steps; step j of a row takes first_s + j * growth_s, right after step j - 1.
 
+    A row without steps says what is held from then on until the next row: KV caches on their way between
+    replicas.
+
     A row is appended with what the KV manager counts after scheduling its first and its last step
     (computed tokens, final waste, levels); the columns tell the classes of the pool that ``account`` makes of
     them. Without an account the classes themselves are appended, as Usage orders them.

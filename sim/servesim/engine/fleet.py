@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from math import inf, nan, nextafter
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from servesim.config.fleet import FailureConfig, FleetConfig
 from servesim.cost.step_time import StepTime
 from servesim.engine.autoscaler import Autoscaler
 from servesim.engine.events import FleetLog, Log
-from servesim.engine.handover import Handover, KvLink
+from servesim.engine.handover import Handover, KvPort
 from servesim.engine.loop import Engine, Process, Traffic, run_to_end
 from servesim.engine.router import Members, Route, outstanding
 from servesim.engine.scheduler import Scheduler
@@ -34,14 +35,14 @@ class Site(NamedTuple):
     """Where a replica of a fleet stands.
 
     ``make()`` gives the replica with an empty cache: at the begin, and whenever it comes back.
-    ``kv_bytes_per_s`` is what it can send or receive over the link between the replicas.
+    ``kv_port`` is its end of the link between the replicas.
     """
 
     make: Callable[[], Replica]
     pipeline_depth: int = 1
     serves: Literal["all", "prefill", "decode"] = "all"
     weight: float = 1.0
-    kv_bytes_per_s: float = 0.0
+    kv_port: KvPort = KvPort(0.0, 0.0)
 
 
 def simulate_fleet(
@@ -50,7 +51,7 @@ def simulate_fleet(
     router: Callable[[Members], Route],
     *,
     events: FleetConfig | None = None,
-    link: KvLink | None = None,
+    link_latency_s: float | None = None,
     num_at_begin: int | None = None,
     waits_for_nothing: bool = False,
     on_end: Callable[[float], None] = lambda now_s: None,
@@ -61,11 +62,13 @@ def simulate_fleet(
     ``router(members)`` makes what names the replica that gets a request, at the instant it arrives: every
     step that ended before is committed. ``waits_for_nothing``: no request of the workload waits for another
     one to end, so that engines meet at arrivals only, which is faster; with ``events`` they meet whenever
-    anything happens. Sites that serve prefill and decode need a ``link``. With an autoscaler the first
+    anything happens. Sites that serve prefill and decode need a link. With an autoscaler the first
     ``num_at_begin`` sites have a replica at the begin.
     """
     begin = len(sites) if num_at_begin is None else num_at_begin
-    return _Fleet(workload, sites, router, events, link, begin, waits_for_nothing, on_end, stop).run()
+    return _Fleet(
+        workload, sites, router, events, link_latency_s, begin, waits_for_nothing, on_end, stop
+    ).run()
 
 
 class _Place:
@@ -88,7 +91,7 @@ class _Fleet:
         sites: Sequence[Site],
         router: Callable[[Members], Route],
         events: FleetConfig | None,
-        link: KvLink | None,
+        link_latency_s: float | None,
         num_at_begin: int,
         waits_for_nothing: bool,
         on_end: Callable[[float], None],
@@ -106,14 +109,15 @@ class _Fleet:
             self._next_event_s = self._next_submission_s
         self._members = Members([site.weight if site.serves != "decode" else 0.0 for site in sites])
         self._handover = None
-        if link is not None:
+        if link_latency_s is not None:
             decoding = Members([site.weight if site.serves == "decode" else 0.0 for site in sites])
-            self._handover = Handover(env, link, [site.kv_bytes_per_s for site in sites], self._log, decoding)
+            ports = [site.kv_port for site in sites]
+            self._handover = Handover(env, link_latency_s, ports, self._log, decoding)
         scale = events.autoscaler if events else None
+        if scale is not None:
+            del self._members.open[num_at_begin:]
         for number in range(len(sites) if scale is None else num_at_begin):
             self._begin(number)
-        for number in range(num_at_begin, len(sites) if scale else 0):
-            self._members.leave(number)
         self._route = router(self._members)
         if self._handover is not None:
             self._handover.route = router(self._handover.members)
@@ -234,25 +238,26 @@ class _Fleet:
             yield self._env.timeout(scaler.rule.interval_s)
             if self._is_over() or self._stop():
                 return
-            draining = [n for n, one in enumerate(places) if one.engine is not None and n not in members.open]
-            for number in draining:
-                if outstanding(members.schedulers[number]) == 0 and not places[number].is_leaving:
-                    self._env.process(self._give_back(number))
+            draining = [
+                number
+                for number, place in enumerate(places)
+                if place.engine is not None and not (place.is_leaving or members.is_open(number))
+            ]
             serving = [members.schedulers[number] for number in members.open]
             current = len(serving) + sum(one.is_starting for one in places)
-            wanted = scaler.wanted(serving, len(self._held), current, self._env.now)
-            while wanted < current and len(members.open) > 1:
-                members.leave(min(members.open, key=lambda n: (outstanding(members.schedulers[n]), -n)))
-                current -= 1
-            for number, place in enumerate(places):
-                if wanted > current and number not in members.open and not place.is_starting:
-                    if place.engine is None:
-                        self._env.process(self._order(number, scaler.rule.startup_s))
-                    elif not place.is_leaving:  # it has not come to an end: it goes on
-                        members.join(number, members.schedulers[number])
-                    else:
-                        continue
-                    current += 1
+            missing = scaler.wanted(serving, current, self._env.now) - current
+            by_load = sorted(members.open, key=lambda n: (outstanding(members.schedulers[n]), -n))
+            for number in by_load[: max(0, min(-missing, len(by_load) - 1))]:
+                members.leave(number)
+            for number in draining:
+                if missing > 0:  # it has not come to an end: it goes on
+                    members.join(number, members.schedulers[number])
+                    missing -= 1
+                elif outstanding(members.schedulers[number]) == 0:
+                    self._env.process(self._give_back(number))
+            absent = (n for n, one in enumerate(places) if one.engine is None and not one.is_starting)
+            for number in islice(absent, max(0, missing)):
+                self._env.process(self._order(number, scaler.rule.startup_s))
 
     def _order(self, number: int, startup_s: float) -> Process:
         """A replica starts; it serves when it is up."""

@@ -15,15 +15,15 @@ from servesim.engine.router import Members, Route
 from servesim.engine.scheduler import Scheduler
 from servesim.workload.request import Request
 
-__all__ = ["Handover", "KvLink"]
+__all__ = ["Handover", "KvPort"]
 
 
-class KvLink(NamedTuple):
-    """What the KV cache of one prompt takes on the link: the latency, then its bytes."""
+class KvPort(NamedTuple):
+    """What a replica can send or receive over the link, and what it needs there."""
 
-    latency_s: float
+    bytes_per_s: float
     token_bytes: float
-    """KV bytes of one token in all layers, on all GPUs of the replica that pulls."""
+    """KV bytes of one token in all layers, on all its GPUs."""
 
 
 class _End(NamedTuple):
@@ -35,19 +35,23 @@ class _End(NamedTuple):
 
 
 class Handover:
-    """Hands requests over whose prompts are computed; ``route`` names who of the ``members`` goes on."""
+    """Hands requests over whose prompts are computed; ``route`` names who of the ``members`` goes on.
+
+    A KV cache takes ``latency_s`` on the link, and then the time of its bytes, as many as the replica that
+    pulls it needs.
+    """
 
     route: Route
 
     def __init__(
         self,
         env: simpy.Environment,
-        link: KvLink,
-        bytes_per_s: Sequence[float],
+        latency_s: float,
+        ports: Sequence[KvPort],
         log: FleetLog,
         members: Members,
     ) -> None:
-        self._env, self._link, self._bytes_per_s, self._log = env, link, bytes_per_s, log
+        self._env, self._latency_s, self._ports, self._log = env, latency_s, ports, log
         self.members = members
         self._ends: dict[int, _End] = {}
         self._whole: dict[int, Request] = {}  # as the client sent it, by index
@@ -99,13 +103,14 @@ class Handover:
         yield env.timeout(max(0.0, asked_s - env.now))
         source_number, prefilled_s = self._prefilled[index]
         source, target = self._ends[source_number], self._ends[number]
-        bytes_per_s = min(self._bytes_per_s[source_number], self._bytes_per_s[number])
+        bytes_per_s = min(self._ports[source_number].bytes_per_s, self._ports[number].bytes_per_s)
+        bytes_s = num_tokens * self._ports[number].token_bytes / bytes_per_s
         with target.port.request() as inbound:
             yield inbound
             with source.port.request() as outbound:
                 yield outbound
                 begun_s = env.now
-                yield env.timeout(self._link.latency_s + num_tokens * self._link.token_bytes / bytes_per_s)
+                yield env.timeout(self._latency_s + bytes_s)
         self._log.transfers.append(
             prefilled_s, asked_s, begun_s, env.now, index, source_number, number, num_tokens
         )

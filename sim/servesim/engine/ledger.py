@@ -21,6 +21,7 @@ class Ledger:
         self._scheduler = scheduler
         self._log, self._rows, self._requests = log, log.steps, log.requests
         self._on_end = on_end
+        self._keeps_kv = False
 
     def commit(self, flight: Flight, steps: int, now_s: float) -> None:
         """Process the output of a plan's last steps, which ended now, and write its row."""
@@ -41,6 +42,14 @@ class Ledger:
         ))  # fmt: skip
         for state in plan.finishing:
             self.end(state, now_s)
+
+    def rest(self, now_s: float) -> None:
+        """Nothing runs for now: a row without steps says what is held meanwhile, if the last one does not."""
+        scheduler, kept = self._scheduler, self._keeps_kv
+        self._keeps_kv = scheduler.keeps_kv()
+        if kept or self._keeps_kv:
+            levels, nothing = scheduler.levels(), (0,) * 8
+            self._rows.append(now_s, 0.0, 0.0, *nothing, len(scheduler.waiting), 0, 0, *levels, *levels)
 
     def end(self, state: RequestState, now_s: float) -> None:
         """A request has yielded its last token."""

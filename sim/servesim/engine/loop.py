@@ -71,6 +71,7 @@ class Traffic:
         """When requests will be submitted, and whatever else concerns all engines; soonest first."""
         self.has_begun_all = False
         """No request is left that depends on no other one."""
+        self._due_now = deque[Request]()
         env.process(self._arrive())
 
     def ended(self, request: Request, now_s: float) -> None:
@@ -102,11 +103,20 @@ class Traffic:
             self._submit(request)
 
         if request.arrival_s <= env.now:
-            self._submit(request)
+            self._submit_now(request)
         else:
             delay_s = request.arrival_s - env.now
             heappush(self.due_s, env.now + delay_s)
             env.timeout(delay_s).callbacks.append(arrived)
+
+    def _submit_now(self, request: Request) -> None:
+        """Submit one after the other: a request that is refused lets the next one follow on the spot."""
+        due_now = self._due_now
+        due_now.append(request)
+        if len(due_now) == 1:  # else whoever submits the first one goes on with this one
+            while due_now:
+                self._submit(due_now[0])
+                due_now.popleft()
 
 
 def run_to_end(env: simpy.Environment) -> None:
@@ -245,6 +255,7 @@ class Engine:
             if flights:
                 yield from self._finish(flights[0])
             elif not self._stop():
+                self._ledger.rest(self._now_s)
                 self._idle = env.event()
                 yield self._idle
                 self._now_s = env.now

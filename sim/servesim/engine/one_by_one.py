@@ -146,9 +146,18 @@ class OneByOneScheduler:
         computed, waste = self._held()
         return (computed, waste, *self.kv.levels())
 
+    def keeps_kv(self) -> bool:
+        """Whether requests that do not run hold KV."""
+        return False
+
     def usage(self) -> Usage:
         """The KV pool by class, as scheduled so far."""
         return self.kv.account.usage(*self.levels())
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are running or waiting."""
+        return len(self.running) + len(self.waiting)
 
     def unfinished(self) -> list[RequestState]:
         """The requests that are running or waiting, for a simulation that is cut off."""

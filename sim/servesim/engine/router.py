@@ -5,7 +5,7 @@ A policy is asked at the instant at which a request arrives, and sees the replic
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -42,20 +42,27 @@ class Members:
         self.weights = list(weights)
         self.are_equal = len({weight for weight in weights if weight}) < 2
         self.schedulers: list[Any] = [None] * len(self.weights)
-        self.open = [number for number, weight in enumerate(weights) if weight]
+        self.open = [number for number, weight in enumerate(weights) if weight]  # rising
         self.lives = [0] * len(self.weights)
         """How often each has begun anew, with an empty cache."""
 
     def join(self, number: int, scheduler: Scheduler) -> None:
         """A replica takes requests from now on."""
-        self.schedulers[number] = scheduler
-        if number not in self.open:
-            self.open = sorted([*self.open, number])
+        if self.schedulers[number] is not scheduler:
+            self.schedulers[number] = scheduler
             self.lives[number] += 1
+        if not self.is_open(number):
+            insort(self.open, number)
 
     def leave(self, number: int) -> None:
         """A replica takes no more requests."""
-        self.open = [one for one in self.open if one != number]
+        if self.is_open(number):
+            del self.open[bisect_left(self.open, number)]
+
+    def is_open(self, number: int) -> bool:
+        """Whether a replica gets requests."""
+        place = bisect_left(self.open, number)
+        return place < len(self.open) and self.open[place] == number
 
 
 def build_route(router: Router, members: Members, seed: int) -> Route:
@@ -79,8 +86,8 @@ def _first_from(number: int, among: Sequence[int]) -> int:
 
 
 def outstanding(scheduler: Scheduler) -> int:
-    """Requests that run or wait."""
-    return len(scheduler.running) + len(scheduler.waiting)
+    """Requests that have not ended."""
+    return scheduler.num_unfinished
 
 
 def held_tokens(scheduler: Scheduler) -> int:
@@ -182,7 +189,7 @@ class _PrefixAffinity:
             return None
         number, life = found
         members = self._members
-        return number if number in members.open and life == members.lives[number] else None
+        return number if members.is_open(number) and life == members.lives[number] else None
 
     def _is_unbalanced(self) -> bool:
         members = self._members

@@ -66,7 +66,7 @@ class SpeculativeScheduler(Scheduler):
         self.num_drafts = 0  # requests times steps that had drafts to verify
         self.num_draft_tokens = 0
         self.num_accepted_tokens_per_pos = [0] * speculation.num_tokens
-        self._accept = accept
+        self.accept = accept
         self._propose = propose or (lambda request: speculation.num_tokens)
         self._asynchronous = asynchronous
         self._lookahead_slots = speculation.num_tokens if speculation.keeps_kv else 0
@@ -192,7 +192,7 @@ class SpeculativeScheduler(Scheduler):
         drafts = plan.drafts.get(request, 0)
         accepted = 0
         if drafts:
-            accepted = self._accept(request, drafts, request in plan.padded)
+            accepted = self.accept(request, drafts, request in plan.padded)
             self._count(drafts, accepted)
             if request.num_computed_tokens:  # else preempted since
                 request.num_computed_tokens -= drafts - accepted

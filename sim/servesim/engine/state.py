@@ -59,6 +59,7 @@ class RequestState:
     __slots__ = (
         "admission",
         "cached_tokens",
+        "drawn",
         "emitted_s",
         "emitted_step",
         "failures",
@@ -111,6 +112,7 @@ class RequestState:
         self.offset = 0
         self.final_waste = 0  # slots it will hold and never fill, from slot waste_from_slot on
         self.waste_from_slot = 0
+        self.drawn: Any = None  # by the law that decides its luck, which keeps it here
         self.planned_step = -1  # last step scheduled to yield a token of it
         self.joined_step = -1  # step after which it decodes in the group
         self.emitted_step = -1  # last step that did yield one, at emitted_s

@@ -25,7 +25,7 @@ from servesim.errors import ConfigError, Problem
 from servesim.kv.grouped import GroupedKVCache
 from servesim.workload.request import Request, Segment
 
-__all__ = ["NotedAcceptance", "Replay", "Step", "StepRecorder", "trace_head", "trace_steps"]
+__all__ = ["Replay", "Step", "StepRecorder", "trace_head", "trace_steps"]
 
 Step = dict[str, Any]
 
@@ -33,11 +33,11 @@ Step = dict[str, Any]
 class StepRecorder:
     """Describes the plans of a scheduler that looks at its requests one by one."""
 
-    def __init__(
-        self, scheduler: Scheduler, *, blocks: bool = False, acceptance: NotedAcceptance | None = None
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, *, blocks: bool = False) -> None:
         self._scheduler = scheduler
-        self._acceptance = acceptance
+        self._acceptance: _NotedAcceptance | None = None
+        if isinstance(scheduler, SpeculativeScheduler):
+            self._acceptance = scheduler.accept = _NotedAcceptance(scheduler.accept)
         self._blocks = blocks
         self._evictions = self._evicted_ids = 0
         self._num_blocks = scheduler.kv.num_free_blocks
@@ -114,7 +114,7 @@ class _Times(NamedTuple):
     tokens: int = 0
 
 
-class NotedAcceptance:
+class _NotedAcceptance:
     """A law of acceptance that notes what it has said."""
 
     def __init__(self, law: Accept) -> None:
@@ -132,11 +132,9 @@ class NotedAcceptance:
         return noted
 
 
-def trace_steps(
-    scheduler: Scheduler, write: Callable[[Step], None], acceptance: NotedAcceptance | None = None
-) -> StepRecorder:
+def trace_steps(scheduler: Scheduler, write: Callable[[Step], None]) -> StepRecorder:
     """Let an engine's scheduler, which must go one by one, write the record of every step that is done."""
-    recorder = StepRecorder(scheduler, acceptance=acceptance)
+    recorder = StepRecorder(scheduler)
     add, make_plan, process = scheduler.add, scheduler.plan, scheduler.commit
     steps: deque[Step] = deque()
     now_s = gpu_free_s = 0.0  # now: the engine's clock as it shows, the last arrival or end of a step
@@ -191,9 +189,8 @@ class Replay:
         blocks: bool = False,
     ) -> None:
         self._settings = settings
-        acceptance = None if settings.spec is None else NotedAcceptance(_ByChance(settings.spec))
-        self.scheduler = _scheduler(settings, version, blocks, acceptance)
-        self._recorder = StepRecorder(self.scheduler, blocks=blocks, acceptance=acceptance)
+        self.scheduler = _scheduler(settings, version, blocks)
+        self._recorder = StepRecorder(self.scheduler, blocks=blocks)
         self._by_step = any(request.arrival_step is not None for request in requests)
         self._todo = deque(sorted(_samples(requests), key=lambda request: request.arrival_s))
         self._ended = False  # vLLM schedules once more to tell its workers who has finished
@@ -308,9 +305,7 @@ class _ByChance:
         return num_drafts
 
 
-def _scheduler(
-    settings: TraceSettings, version: EngineVersion, blocks: bool, accept: Accept | None
-) -> Scheduler:
+def _scheduler(settings: TraceSettings, version: EngineVersion, blocks: bool) -> Scheduler:
     rules, spec = RULES[version], settings.spec
     eagle = spec is not None and spec.mode == "eagle"
     steps_in_flight = 2 if settings.async_scheduling and rules.windows_wait_for_output else 1
@@ -336,12 +331,13 @@ def _scheduler(
         watermark_blocks=int(settings.watermark * settings.num_gpu_blocks * rules.has_watermark),
         scheduler_reserve_full_isl=settings.scheduler_reserve_full_isl,
     )
-    if spec is None or accept is None:
+    if spec is None:
         return Scheduler(limits, rules, kv, one_by_one=True)
     drafts = spec.mode == "draft"
     speculation = Speculation(spec.num_tokens, eagle or drafts, eagle, draft_rows=int(drafts))
+    accept, asynchronous = _ByChance(spec), settings.async_scheduling
     return SpeculativeScheduler(
-        limits, rules, kv, speculation=speculation, accept=accept, asynchronous=settings.async_scheduling
+        limits, rules, kv, speculation=speculation, accept=accept, asynchronous=asynchronous
     )
 
 

@@ -49,6 +49,11 @@ class SwappingScheduler(Scheduler):
             "preemptions_recomputed": self.num_recomputed,
         }
 
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are running, swapped out or waiting."""
+        return super().num_unfinished + len(self._swapped)
+
     def unfinished(self) -> list[RequestState]:
         """The requests that are running, swapped out or waiting."""
         return [*super().unfinished(), *self._swapped]

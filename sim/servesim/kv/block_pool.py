@@ -19,10 +19,13 @@ class Extent:
 
     ``node`` None: blocks without a hash. ``ids``: the physical blocks, when they are tracked.
     ``rest``: the upper part that was split off while in use; users that took it all follow the link.
-    ``before`` and ``after``: neighbours in the free queue.
+    ``before`` and ``after``: neighbours in the free queue, unset outside it.
     """
 
     __slots__ = ("after", "before", "high", "ids", "low", "node", "rest", "users")
+
+    before: Extent
+    after: Extent
 
     def __init__(self, node: Node | None, low: int, high: int, ids: list[int] | None, users: int) -> None:
         self.node = node
@@ -31,7 +34,6 @@ class Extent:
         self.ids = ids
         self.users = users
         self.rest: Extent | None = None
-        self.before = self.after = self
 
     def split(self, block: int) -> Extent:
         """Cut at ``block``: this extent keeps the lower part; returns the upper one, with as many users."""
@@ -55,6 +57,7 @@ class Extent:
     def unlink(self) -> None:
         """Leave the free queue."""
         self.before.after, self.after.before = self.after, self.before
+        del self.before, self.after  # they would keep neighbours alive that have long been evicted
 
 
 def parts_of(extent: Extent, end: int) -> list[Extent]:
@@ -104,6 +107,7 @@ class BlockPool:
         self._blank = num_blocks - 1
         self._blank_ids = list(range(num_blocks - 1, 0, -1)) if track_ids else None  # top of the stack last
         self._queue = Extent(None, 0, 0, None, 0)  # head of a ring
+        self._queue.before = self._queue.after = self._queue
         self._blank_blocks_first = blank_blocks_first
 
     @property

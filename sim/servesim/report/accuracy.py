@@ -63,8 +63,9 @@ def residuals_csv(validations: Sequence[Validation]) -> str:
     head = "recording,row,gpu,load,figure,calibrated,error"
     rows = (
         f"{one.source},{one.row},{one.gpu},{one.regime},{one.metric},{_yes(one.calibrated)},{one.error:.4f}"
-        for one in _findings(validations)
-        if one.regime != "memory" and one.judged_on != FITTED_TO
+        for validation in validations
+        for one in _counted(validation)
+        if one.regime != "memory"
     )
     return "\n".join([head, *rows]) + "\n"
 
@@ -120,60 +121,70 @@ def _findings(validations: Sequence[Validation]) -> list[Finding]:
 
 
 _HEADLINES = (
-    "output_throughput",
-    "total_token_throughput",
-    "duration",
     "mean_ttft_ms",
     "mean_tpot_ms",
     "mean_e2el_ms",
     "p99_e2el_ms",
+    "output_throughput",
+    "duration",
     "kv_cache_gib",
     "num_gpu_blocks",
 )
 
+_SAME_RUNS = "no, same runs"
+
 
 def _summary(validations: Sequence[Validation]) -> Section:
-    """Errors by source, GPU, figure and calibration over all loads, the largest median first."""
+    """Errors over all loads by source, GPU and calibration, figures beside one another, the worst first."""
     rows = []
     for one in validations:
-        keys: dict[tuple[str, str, bool], list[float]] = {}
-        for finding in one.findings:
-            if finding.metric not in _HEADLINES or finding.judged_on == FITTED_TO:
+        fitted = {(finding.gpu, finding.row) for finding in _counted(one) if finding.calibrated}
+        errors: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for finding in _counted(one):
+            if finding.metric not in _HEADLINES:
                 continue
-            if _has_halves(one) and finding.judged_on == "all requests":
-                continue
-            keys.setdefault((finding.gpu, finding.metric, finding.calibrated), []).append(finding.error)
-        for (gpu, metric, calibrated), errors in keys.items():
-            sizes = np.abs(errors)
-            median = float(np.median(sizes))
-            row = (
-                one.folder.name,
-                gpu,
-                METRICS[metric].label,
-                _yes(calibrated),
-                str(len(errors)),
-                signed_error(float(np.mean(errors))),
-                size_of_error(median),
-                size_of_error(float(np.percentile(sizes, 90))),
-            )
-            rows.append((median, row))
+            is_pair = not finding.calibrated and (finding.gpu, finding.row) in fitted
+            for kind in (_yes(finding.calibrated), _SAME_RUNS)[: 1 + is_pair]:
+                figures = errors.setdefault((finding.gpu, kind), {})
+                figures.setdefault(finding.metric, []).append(abs(finding.error))
+        for (gpu, kind), figures in errors.items():
+            if kind == _SAME_RUNS and all(errors[gpu, "no"][each] == figures[each] for each in figures):
+                continue  # they are all there is
+            runs = str(max(map(len, figures.values())))
+            cells = (_median_and_p90(figures.get(metric, ())) for metric in _HEADLINES)
+            worst = max(float(np.median(sizes)) for sizes in figures.values())
+            rows.append((worst, (one.folder.name, gpu, kind, runs, *cells)))
     worst_first = tuple(row for _, row in sorted(rows, key=lambda one: -one[0]))
-    head = ("Recording", "GPU", "Figure", "Calibrated", "Runs", "Bias", "Median", "p90")
+    head = ("Recording", "GPU", "Calibrated", "Runs", *(METRICS[metric].label for metric in _HEADLINES))
     return Section(
         "In short",
-        "All loads together. Calibrated figures, and the plain ones beside them of whole runs, are of the "
-        "second half of the requests, or of rows that no calibration was fitted to.",
+        "All loads together: the median size of the error, and p90 of several runs. Calibrated figures, and "
+        "the plain ones of single runs, are of the second half of the requests; those of several runs are of "
+        "runs that no calibration was fitted to. Where the plain figures are of more runs than these, "
+        f"`{_SAME_RUNS}` is of the very ones that the calibrated figures are of. "
+        "Below: every cell by load, the worst first, with its sign and interval.",
         Table("In short", head, worst_first),
+        text_columns=3,
     )
 
 
-def _has_halves(one: Validation) -> bool:
-    return any(finding.judged_on == "second half" for finding in one.findings)
+def _median_and_p90(sizes: Sequence[float]) -> str:
+    if not sizes:
+        return ""
+    median = size_of_error(float(np.median(sizes)))
+    return median if len(sizes) == 1 else f"{median} ({size_of_error(float(np.percentile(sizes, 90)))})"
+
+
+def _counted(one: Validation) -> Iterator[Finding]:
+    """The findings that are evidence, every run once: nothing fitted to, and of halves the second alone."""
+    halves = any(finding.judged_on == "second half" for finding in one.findings)
+    left_out = (FITTED_TO, "all requests") if halves else (FITTED_TO,)
+    return (finding for finding in one.findings if finding.judged_on not in left_out)
 
 
 def _single_runs(validations: Sequence[Validation]) -> Iterator[Section]:
     for one in validations:
-        if one.folder.run is None:
+        if one.folder.run is None or not one.findings:
             continue
         rows = tuple(
             (

@@ -83,9 +83,9 @@ def _stepwise(validations: Sequence[Validation]) -> Iterator[StepwiseFindings]:
 
 
 def _pairs(steps: Sequence[StepErrors]) -> Iterator[tuple[StepErrors, StepErrors]]:
-    """Every kind of step at every load: calibrated where that was done, and plain."""
-    plain = {(each.load, each.kind): each for each in steps if not each.calibrated}
-    calibrated = {(each.load, each.kind): each for each in steps if each.calibrated}
+    """Every kind of step by load and what it is judged on: calibrated where that was done, and plain."""
+    plain = {(each.load, each.kind, each.judged_on): each for each in steps if not each.calibrated}
+    calibrated = {(each.load, each.kind, each.judged_on): each for each in steps if each.calibrated}
     return ((calibrated.get(key, each), each) for key, each in plain.items())
 
 

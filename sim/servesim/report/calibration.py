@@ -20,7 +20,7 @@ def profile_yaml(calibration: Calibration) -> str:
         value = getattr(profile, key)
         if value is not None:
             lines.append(f"{key}: {json.dumps(value)}")
-    for key in ("not_identified", "held_out_error"):
+    for key in ("fitted_under", "not_identified", "held_out_error"):
         section = getattr(profile, key)
         if section:
             lines.append(f"{key}:")

@@ -52,19 +52,17 @@ def _about(of: CapacityStudy) -> str:
 
 def _answer(of: CapacityStudy) -> Iterator[str]:
     low, high = (end * of.rate_per_s for end in (of.bracket.low, of.bracket.high))
-    if not low:
-        yield f"The SLO is missed at every rate tried, down to {_least(of):.3g} req/s."
-    elif math.isinf(high):
-        yield f"The SLO is kept at every rate tried, up to {low:.3g} req/s."
-    else:
+    if low and math.isfinite(high):
         times = f"{of.bracket.low:.3g} times this traffic"
         yield f"It takes {low:.3g} req/s, {times}; at {high:.3g} req/s the SLO is missed."
+    else:
+        rates = [one.rate * of.rate_per_s for one in of.bracket.decisions]
+        tried = f"{min(rates):.3g} to {max(rates):.3g} req/s were tried"
+        kept = f"kept up to {low:.3g} req/s" if low else "surely kept at no rate"
+        missed = "surely missed at no rate" if math.isinf(high) else f"missed from {high:.3g} req/s on"
+        yield f"The SLO is {kept}, and {missed}; {tried}."
     if of.constraint:
         yield f"What breaks first: {of.constraint}."
-
-
-def _least(of: CapacityStudy) -> float:
-    return min(one.rate for one in of.bracket.decisions) * of.rate_per_s
 
 
 def _rows(of: CapacityStudy) -> Iterator[tuple[str, ...]]:

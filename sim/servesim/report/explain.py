@@ -10,14 +10,14 @@ from typing import Any
 
 from servesim.analysis.attribution import PARTS
 from servesim.analysis.caveats import RELIABLE_COMPLETIONS
-from servesim.analysis.explain import Explanation
+from servesim.analysis.explain import HELPS, Explanation
 from servesim.analysis.explain_trials import Figures, Trial
 from servesim.report.explain_words import CAUSE_WORDS, PART_LABELS
 from servesim.units import format_seconds, format_share
 
 __all__ = [
     "about", "advised", "by_change", "caveats", "explanation_json", "explanation_text", "facts", "label_of",
-    "moving", "not_tried", "part_rows", "percent", "price_text", "shown_parts",
+    "moving", "not_tried", "part_rows", "percent", "price_text", "shown_parts", "unadvised",
 ]  # fmt: skip
 
 _WIDTH = 105
@@ -102,9 +102,20 @@ def _cause(of: Explanation) -> Iterator[str]:
     yield f"What it means: {meaning}."
     yield f"What to do: {advice}."
     if not of.recommended:
-        yield "Nothing that was tried helps by 5 % or more."
+        yield f"{unadvised(of)}."
     for verb, label, result in advised(of):
         yield f"{verb}: {label}: {result}."
+
+
+def unadvised(of: Explanation) -> str:
+    """Why nothing is recommended."""
+    least = f"{100 * HELPS:g} %"
+    if not of.candidates:
+        return f"Nothing that was tried helps by {least} or more"
+    return (
+        f"What helps most on these requests does not save {least} on others of their kind, "
+        "so it may be chance -> run more requests"
+    )
 
 
 def advised(of: Explanation) -> Iterator[tuple[str, str, str]]:

@@ -19,6 +19,7 @@ from servesim.report.explain import (
     percent,
     price_text,
     shown_parts,
+    unadvised,
 )
 from servesim.report.explain_words import CAUSE_WORDS
 from servesim.report.html import figure_page
@@ -48,6 +49,7 @@ def explanation_html(of: Explanation) -> str:
         meaning=meaning,
         advice=advice,
         recommended=tuple(advised(of)),
+        unadvised=unadvised(of),
         facts=tuple(facts(of)),
         parts=Table("Parts", ("Mean per request", "All", "Tail", "Of the tail"), tuple(part_rows(of))),
         relaxations=Table("Relaxed", head, tuple(_table(of, by_change(of)))),

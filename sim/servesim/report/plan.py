@@ -109,6 +109,8 @@ def per_million(plan: Plan, usd_per_hour: float) -> float:
 
 
 def _ms(of: Interval) -> str:
+    if math.isnan(of.value):
+        return "n/a"
     decimals = 0 if of.value >= 0.1 else 1
     half = "" if math.isinf(of.half_width) else f" +- {of.half_width * 1e3:.{decimals}f}"
     return f"{of.value * 1e3:.{decimals}f}{half}"
@@ -145,6 +147,8 @@ def notes(plan: Plan) -> Iterator[str]:
         f"A fleet is ranked when a fresh trial keeps the SLO with a chance of {CHANCE:.0%}. P99s are means "
         "over trials with 95 % intervals."
     )
+    if any(one.fleet and one.usd_per_hour is None for one in plan.candidates):
+        yield "No prices are known: ranked by the number of GPUs."
     if plan.simulations:
         yield (
             f"{plan.simulations} simulations of some replicas each, which get what the router "

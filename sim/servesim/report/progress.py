@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress"]
 
 _PATIENCE_S = 2.0
+_LINES_EVERY_S = 10.0
 
 
 class Progress:
@@ -20,20 +22,26 @@ class Progress:
     def __init__(self, name: str, what: str = "requests", every: int = 64) -> None:
         """``what`` is counted; ``every``: how many of them between two looks at the clock."""
         self._name, self._what, self._every = name, what, every
-        self._begin = self._said = time.monotonic()
+        self._begin = self._said = self._last = self._round = time.monotonic()
+        self._ended, self._before = math.inf, 0
         self._bar: Bar | None = None
 
     def update(self, ended: int, total: int, now_s: float = 0.0) -> None:
-        """How many have ended out of all; ``now_s`` is simulated time."""
+        """How many have ended out of all, no more than before in a new round; ``now_s`` is simulated time."""
         if ended % self._every:
             return
         now = time.monotonic()
+        if ended <= self._ended:  # a round begins; those that a sweep found in its folder took no time
+            self._round, self._before = self._last, ended - self._every
+            if self._bar is not None:
+                self._bar.reset(self._bar.tasks[0].id, total=total)
+        self._ended, self._last = ended, now
         if now - self._begin < _PATIENCE_S:
             return
         if not sys.stderr.isatty():
-            if now - self._said >= 10 * _PATIENCE_S / 2:
+            if now - self._said >= _LINES_EVERY_S:
                 self._said = now
-                left_s = (now - self._begin) / ended * (total - ended)
+                left_s = (now - self._round) / (ended - self._before) * (total - ended)
                 line = f"{self._name}: {ended:,} of {total:,} {self._what}, {left_s:.0f} s left"
                 print(line, file=sys.stderr, flush=True)
             return

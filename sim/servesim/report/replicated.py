@@ -8,14 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from servesim.analysis.caveats import Caveat, Warned
 from servesim.analysis.intervals import LEVEL, WIDE, Interval
 from servesim.analysis.quantities import QUANTITIES
 from servesim.analysis.replications import Estimate, PairedEstimate, Replications
+from servesim.report.as_json import warnings_json
 from servesim.report.words import figure_text, percent
 
 __all__ = [
     "interval_json",
     "paired_json",
+    "paired_notes",
     "paired_text",
     "replicated_json",
     "replicated_text",
@@ -52,7 +55,7 @@ def paired_text(a: Replications, b: Replications, differences: Sequence[PairedEs
         f"{apart} of {len(differences)} figures differ for sure (marked B > A or B < A); each interval alone "
         f"holds the truth in {percent(LEVEL)}."
     )
-    lines += dict.fromkeys(note for one in (a, b) for note in _doubts(one))
+    lines += paired_notes(a, b)
     return "\n".join(lines) + "\n"
 
 
@@ -72,7 +75,8 @@ def paired_json(a: Replications, b: Replications, differences: Sequence[PairedEs
         }
         for one in differences
     ]
-    return _text({"a": _object(a), "b": _object(b), "differences": rows})
+    warnings = warnings_json(_other_traffic(a, b))
+    return _text({"a": _object(a), "b": _object(b), "differences": rows, "warnings": warnings})
 
 
 def replications_rows(found: Replications) -> list[dict[str, float]]:
@@ -140,8 +144,23 @@ def replications_notes(found: Replications) -> Iterator[str]:
         )
 
 
+def paired_notes(a: Replications, b: Replications) -> tuple[str, ...]:
+    """What to know before reading on, of each, and whether they serve the same requests."""
+    doubts = dict.fromkeys(note for one in (a, b) for note in _doubts(one))
+    return (*(f"Warning: {warned}" for warned in _other_traffic(a, b)), *doubts)
+
+
+def _other_traffic(a: Replications, b: Replications) -> tuple[Warned, ...]:
+    one, other = a.scenario.scenario, b.scenario.scenario
+    if one.workload == other.workload:
+        return ()
+    return (Caveat.OTHER_TRAFFIC.say(a=one.name, b=other.name, what="their workloads differ"),)
+
+
 def _doubts(found: Replications) -> Iterator[str]:
     name = found.scenario.scenario.name
+    if not any(summary.completed for summary in found.summaries):
+        yield f"Warning ({name}): no request was completed -> `servesim run` says why"
     if not found.steady:
         yield (
             f"Warning ({name}): no steady state was found: the queue or the KV use changes to the end, "

@@ -8,7 +8,7 @@ from typing import Any
 from servesim.analysis.replications import Estimate, PairedEstimate, Replications
 from servesim.report.charts import BLUE, VERMILLION, Figure
 from servesim.report.html import figure_page
-from servesim.report.replicated import replications_about, replications_notes
+from servesim.report.replicated import paired_notes, replications_about, replications_notes
 from servesim.report.sections import Table
 from servesim.report.words import figure_text, percent
 
@@ -36,14 +36,13 @@ def replicated_html(found: Replications) -> str:
 def paired_html(a: Replications, b: Replications, differences: Sequence[PairedEstimate]) -> str:
     """Two scenarios, the differences b - a."""
     names = [f"{letter}: {one.scenario.scenario.name}" for letter, one in (("A", a), ("B", b))]
-    notes = dict.fromkeys(note for one in (a, b) for note in replications_notes(one) if "Wide" not in note)
     return figure_page(
         "replicated.html.j2",
         {"differences": _forest(differences), **_warm_ups(dict(zip(names, (a, b), strict=True)))},
         over="servesim comparison",
         title=" against ".join(one.scenario.scenario.name for one in (a, b)),
         subtitle=". ".join(replications_about(a, "")),
-        notes=tuple(notes),
+        notes=paired_notes(a, b),
         tables=_tables(differences, ("A", "B", "B - A", "±", "Verdict"), _difference_cells),
         compared=True,
     )

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from servesim.analysis.grid import read_axis
 from servesim.analysis.plan import Plan, make_plan
 from servesim.analysis.plan_trials import run_trial
 from servesim.analysis.sweep import OnDone, Workers, ignore, in_order
 from servesim.config.load import load_scenario
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["FleetPlan", "plan"]
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from servesim.analysis.replications import (
-    run_replication,
-)
+from servesim.analysis.replications import run_replication
 from servesim.analysis.sensitivity import Sensitivity, run_task, sensitivity_of
 from servesim.analysis.sweep import OnDone, Workers, ignore, in_order
 from servesim.config.load import loaded_scenario
 from servesim.errors import ConfigError, Problem
 from servesim.studies.source import Source, refuse_single
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SensitivityStudy", "sensitivity"]
 

@@ -231,6 +231,8 @@ def _csv_rows(
     header = [name.strip() for name in next(rows, [])]
     if not header:
         _refuse(path, "is empty", f"give a CSV file with the columns {', '.join(columns)}")
+    if len(header) == 1 and any(sign in header[0] for sign in ";\t|"):
+        _refuse(path, "has no commas between its columns", "separate the columns by commas", line=1)
     missing = [
         Problem(
             "the column is missing",

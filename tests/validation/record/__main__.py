@@ -58,8 +58,10 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m record", description=__doc__)
-    parser.add_argument("--plan", choices=PLANS, required=True)
-    parser.add_argument("--only", nargs="*", help="shapes of the plan")
+    parser.add_argument(
+        "--plan", choices=PLANS, nargs="+", required=True, help="repeats go round all of them"
+    )
+    parser.add_argument("--only", nargs="*", help="shapes of the plans")
     parser.add_argument("--out", type=Path, required=True, help="where the folders of the recordings go")
     parser.add_argument("--budget-s", type=float, default=540.0, help="seconds for everything")
     parser.add_argument("--gpu", required=True, help="hardware file of this device: name or path")
@@ -70,7 +72,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
-    jobs = PLANS[arguments.plan]
+    jobs = [job for plan in arguments.plan for job in PLANS[plan]]
     return [first_look(job) for job in jobs] if arguments.first_look else jobs
 
 
@@ -99,7 +101,7 @@ def _child(arguments: argparse.Namespace, job: Job, repeat: int, deadline: float
     if job.grid is not None:
         if job.grid.served:
             session.grid(job.grid, repeat)
-        if job.grid.operator_lengths or job.grid.first_lengths:
+        if job.grid.operator_lengths:
             session.operators(job.grid)
     for online in job.onlines:
         session.online(online, repeat)

@@ -48,8 +48,8 @@ class Operators(Protocol):
     """Sequences, tokens in the cache of each, and whether they decode: what the next step will be."""
     on: bool
     """Whether the next step is looked at."""
-    first: bool
-    """Whether what first calls take on top of later ones is asked for, instead of the times of operators."""
+    is_new: bool
+    """Whether the next step is the first one with so many tokens."""
 
     def __enter__(self) -> Operators:
         """Begin."""

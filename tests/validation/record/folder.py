@@ -16,8 +16,8 @@ from record.engine import StepRow
 __all__ = ["KERNEL_COLUMNS", "Folder", "Served"]
 
 RUN_COLUMNS = (
-    "run", "group", "load", "rate", "repeat", "set", "part", "requests", "steps", "duration_s", "wall_s",
-    "load_average", "copy_ms", "hash_ms",
+    "run", "group", "load", "rate", "repeat", "process", "set", "part", "requests", "steps", "duration_s",
+    "wall_s", "load_average", "copy_ms", "hash_ms",
 )  # fmt: skip
 REQUEST_COLUMNS = (
     "run", "request", "arrival_s", "arrival_step", "prompt_tokens", "output_tokens", "prefix_group",

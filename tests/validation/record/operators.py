@@ -35,11 +35,11 @@ class OperatorTimes:
         self._layers, self._hidden = model.config.num_hidden_layers, model.config.hidden_size
         self._hooks: list[Any] = []
         self._times: defaultdict[Key, list[float]] = defaultdict(list)
+        self._new: defaultdict[Key, list[float]] = defaultdict(list)
         self._open: list[tuple[float, list[float]]] = []
         self._inside_s = self._hook_s = 0.0
         self.batch: tuple[int, int, bool] = (0, 0, True)
-        self.on = True
-        self.first = False
+        self.on, self.is_new = True, False
 
     def __enter__(self) -> OperatorTimes:
         for module in (self._sampler, *self._model.modules()):
@@ -56,6 +56,7 @@ class OperatorTimes:
     def correct(self, watched_s: float, plain_s: float) -> None:
         """The same step took so long watched and unwatched: the difference is in the callers' times."""
         self._times.clear()
+        self._new.clear()
         self._hook_s = max(0.0, watched_s - plain_s) / max(1, len(self._hooks) // 2)
 
     def __exit__(self, *exception: object) -> None:
@@ -75,8 +76,8 @@ class OperatorTimes:
         else:
             self._inside_s += seconds
         if self.on:
-            own_s = seconds - sum(within) - self._hook_s * len(within)
-            self._times[self._key(module, inputs)].append(own_s)
+            times = self._new if self.is_new else self._times
+            times[self._key(module, inputs)].append(seconds - sum(within) - self._hook_s * len(within))
 
     def stepped(self, seconds: float) -> None:
         """A step of decodes is over: what neither model nor sampler took is the host's."""
@@ -114,14 +115,11 @@ class OperatorTimes:
     def rows(self) -> Iterator[list[object]]:
         """The median time of every operator and size, as rows of kernels.csv."""
         medians = {key: 1e6 * statistics.median(times) for key, times in self._times.items()}
-        if self.first:
-            yield from self._first_rows(medians)
-            return
+        yield from self._new_rows(medians)
         for (op, *sizes), latency_us in medians.items():
             if op == "gemm":
                 named = dict(zip("mnk", sizes, strict=True))
-                packed = 2 * named["n"] * named["k"] <= _PACKED_BYTES
-                op, kernel = ("gemm_packed", "sgl") if packed else ("gemm", "onednn")
+                op, kernel = ("gemm_packed", "sgl") if _is_packed(*sizes[1:]) else ("gemm", "onednn")
                 yield kernel_row(self._vllm, op, latency_us, kernel=kernel, **named)
             elif op == "moe":
                 # Random weights route at random: the recorder looked, and the law's expectation was met.
@@ -140,14 +138,17 @@ class OperatorTimes:
                 named = dict(zip(("batch", "seq", "heads", "kv_heads", "head_dim"), sizes, strict=True))
                 yield kernel_row(self._vllm, op, latency_us, kernel="cpu_attn", kv_dtype="bfloat16", **named)
 
-    def _first_rows(self, medians: dict[Key, float]) -> Iterator[list[object]]:
-        """By how much the first call of a product was longer than the later ones: those of other layers."""
-        for (op, *sizes), later_us in medians.items():
-            times = self._times[(op, *sizes)]
-            if op == "gemm" and len(times) > 2:
-                extra_us = max(1e6 * times[0] - later_us, 1.0)
+    def _new_rows(self, medians: dict[Key, float]) -> Iterator[list[object]]:
+        """By how much the first product with so many rows was longer than those of later steps."""
+        for (op, *sizes), (first_s, *others_s) in self._new.items():
+            if op == "gemm" and others_s and not _is_packed(*sizes[1:]):
+                extra_us = max(1e6 * first_s - medians[op, *sizes], 1.0)
                 named = dict(zip("mnk", sizes, strict=True))
                 yield kernel_row(self._vllm, "gemm_first", extra_us, kernel="onednn", **named)
+
+
+def _is_packed(n: int, k: int) -> bool:
+    return 2 * n * k <= _PACKED_BYTES
 
 
 def kernel_row(vllm: str, op: str, latency_us: float, **named: object) -> list[object]:

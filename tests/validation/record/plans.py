@@ -41,9 +41,7 @@ class Grid:
     steps: int = 16
     most_tokens: int = 150_000
     operator_lengths: tuple[int, ...] = ()
-    """Prompts whose operators are timed one by one, and those of decodes with them."""
-    first_lengths: tuple[int, ...] = ()
-    """Lengths that no other prompt has: what an operator's first call for so many rows takes on top."""
+    """Prompts whose operators are timed one by one, the first time apart, and those of decodes with them."""
     served: bool = True
     """Whether the grid itself is recorded, or only the times of operators."""
 
@@ -95,7 +93,8 @@ _WALL = replace(_CPU_CHAT, shares=(0.6,), capacity_of="chat-burst")
 _CPU_LENGTHS = (16, 24, 32, 48, 64, 100, 128, 160, 200, 256, 300, 350, 400, 450, 512)
 _CPU_GRID = Grid((*_CPU_LENGTHS, 1024), (1, 2, 4, 8, 16, 32), (32, 256, 1024), 14, 8200)
 
-_NEW_LENGTHS = (
+# What a first step with so many rows takes longer is told by one step each.
+_MORE_LENGTHS = (
     499, 485, 469, 457, 437, 421, 403, 389, 371, 359, 343, 331, 317, 305, 287, 277, 261, 251, 233, 225, 211,
     191, 181, 173, 165, 151, 137, 125, 117, 109, 91, 83, 77, 59, 45, 37,
 )  # fmt: skip
@@ -110,12 +109,10 @@ _TIMED_LENGTHS = (17, 23, 32, 47, 65, 99, 128, 163, 199, 230, 257, 299, 347, 401
 _TIMED_BATCHES = (1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 16, 19, 23, 29, 32)
 
 
-def _operators(shape: str, prefix: str = "", firsts: tuple[int, ...] = ()) -> Job:
-    lengths = () if firsts else _TIMED_LENGTHS
-    grid = replace(
-        _CPU_GRID, served=False, operator_lengths=lengths, first_lengths=firsts, batches=_TIMED_BATCHES
-    )
-    return replace(_cpu(shape), grid=grid, onlines=(), prefix=prefix)
+def _operators(shape: str, *more_lengths: int) -> Job:
+    lengths = (*more_lengths, *_TIMED_LENGTHS)
+    grid = replace(_CPU_GRID, served=False, operator_lengths=lengths, batches=_TIMED_BATCHES)
+    return replace(_cpu(shape), grid=grid, onlines=())
 
 
 def _features(base: Job, chat: Online, shared: Online, budget: int, blocks: int) -> list[Job]:
@@ -167,12 +164,12 @@ def _gpu(shape: str, *, onlines: tuple[Online, ...] = (_CHAT,), **settings: Any)
 _GPU_3B = _gpu("llama-3b", max_model_len=8192, max_num_batched_tokens=2048)
 _CPU_SHAPES = ("llama-c57m", "llama-c127m", "llama-c87m", "moe-c130m")
 # Experts of shapes that nothing is judged on.
-_CPU_TIMED = ("llama-c87m", "moe-c110m", "moe-c100m", "moe-c112m")
+_CPU_MIXTURES = ("moe-c110m", "moe-c100m", "moe-c112m")
 PLANS: dict[str, list[Job]] = {
     "cpu": [_cpu(shape) for shape in _CPU_SHAPES],
     "cpu-operators": [
-        *(_operators(shape) for shape in _CPU_TIMED),
-        _operators("llama-c87m", "first-", _NEW_LENGTHS),
+        _operators("llama-c87m", *_MORE_LENGTHS),
+        *(_operators(shape) for shape in _CPU_MIXTURES),
     ],
     "cpu-features": _features(_cpu("llama-c87m"), _CPU_SHORT, _CPU_SHARED, budget=2048, blocks=66),
     "cpu-speculation": _speculation(_cpu("llama-c87m"), _CPU_SHORT),
@@ -200,7 +197,6 @@ def first_look(job: Job) -> Job:
         batches=job.grid.batches[:3],
         contexts=job.grid.contexts[:2],
         operator_lengths=job.grid.operator_lengths[:3],
-        first_lengths=job.grid.first_lengths[-3:],
     )
     onlines = tuple(replace(each, count=20) for each in job.onlines)
     return replace(job, grid=grid, onlines=onlines, repeats=1)

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,7 @@ _SHAPES = (
     ((3072, 1088), (2176, 1088), (1088, 2688)),
     ((2304, 1152), (1152, 1152), (6144, 1152), (1152, 3072)),
     ((2560, 1280), (1280, 1280), (6656, 1280), (1280, 3328)),
+    ((2048, 832), (2048, 1152), (2048, 1280), (1024, 2560)),  # columns that are a power of two
 )
 """Columns and inner dimensions of a layer's products, model by model."""
 _FEW_ROWS = (2, 5, 9, 16)  # of decodes: nothing is told of first products
@@ -73,19 +75,21 @@ def product_rows(in_table: Times) -> Iterator[list[object]]:
 
     times_us: Times = {}
     for count in (2047, 17, *_FEW_ROWS, *_ROWS):  # the first two warm up
-        for shapes, layers in zip(_SHAPES, models, strict=True):
-            rows = {k: torch.randn(count, k, dtype=torch.bfloat16) for _, k in shapes}
-            calls_us: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
-            for _ in range(_TIMES):
+        rows = {
+            k: torch.randn(count, k, dtype=torch.bfloat16) for k in {k for each in _SHAPES for _, k in each}
+        }
+        calls_us: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
+        for _ in range(_TIMES):  # of all shapes in turn: a slow second slows them alike
+            for shapes, layers in zip(_SHAPES, models, strict=True):
                 for layer in layers:
                     for shape, matrix in zip(shapes, layer, strict=True):
                         calls_us[shape].append(called(matrix, rows[shape[1]]))
-            for shape, (first_us, *later_us) in calls_us.items():
-                each_us = statistics.median(later_us)
-                if count in (*_FEW_ROWS, *_ROWS):
-                    times_us["gemm", count, *shape] = each_us
-                if count in _ROWS:
-                    times_us["gemm_first", count, *shape] = max(first_us - each_us, 1.0)
+        for shape, (first_us, *later_us) in calls_us.items():
+            each_us = statistics.median(later_us)
+            if count in (*_FEW_ROWS, *_ROWS):
+                times_us["gemm", count, *shape] = each_us
+            if count in _ROWS:
+                times_us["gemm_first", count, *shape] = max(first_us - each_us, 1.0)
     first = _hour(in_table, times_us, [key for key in times_us if key[0] == "gemm_first"])
     print(f"first products are multiplied by {first:.3f}", file=sys.stderr)
     for (op, m, n, k), latency_us in times_us.items():

@@ -14,6 +14,9 @@ from record.plans import Grid, Job, Online
 __all__ = ["RunClock", "Session"]
 
 
+_TIMES = 4  # that a prompt is watched; the first time something is prepared for its length
+
+
 class RunClock:
     """Seconds of a run: of the wall, or of this thread's CPU time, which others do not stretch.
 
@@ -51,6 +54,7 @@ class Session:
     def __init__(self, engine: Engine, clock: RunClock, folder: Folder, job: Job, deadline: float) -> None:
         self._engine, self._clock, self._folder = engine, clock, folder
         self._job, self._deadline = job, deadline
+        self._process = 1 + max((int(run["process"]) for run in folder.runs()), default=0)
 
     def left_s(self) -> float:
         """Seconds of the budget that are left."""
@@ -84,14 +88,17 @@ class Session:
         watched = self._engine.watch_operators()
         if watched is None:
             return
-        watched.first, plain_s = bool(grid.first_lengths), self._least_step_s()
+        plain_s = self._least_step_s()
         with watched:
             watched.correct(self._least_step_s(), plain_s)
-            for length in grid.first_lengths or grid.operator_lengths:
-                watched.batch = (1, length, False)
-                self._serve("operators", same(1, length, 1))
-                self._engine.forget()
-            for context, batch in self._decodes(grid) if not watched.first else ():
+            for times_before in range(_TIMES):  # of all in turn: a server's steps differ from the last ones
+                watched.is_new = times_before == 0
+                for length in grid.operator_lengths:
+                    watched.batch = (1, length, False)
+                    self._serve("operators", same(1, length, 1))
+                    self._engine.forget()
+            watched.is_new = False
+            for context, batch in self._decodes(grid):
                 self._watch_decodes(watched, batch, context, grid.steps)
         self._folder.add_kernels(watched.rows())
 
@@ -155,6 +162,7 @@ class Session:
         ends = [one.finish_s for one in served]
         run: dict[str, object] = {
             "run": name, "group": group, "load": load, "rate": rate, "repeat": repeat + 1,
+            "process": self._process,
             "set": ";".join(self._job.overrides), "part": "fit" if load == "grid" else "judge",
             "requests": len(served), "steps": len(steps),
             "duration_s": f"{max(ends) - asks[0].arrival_s:.4f}",
