@@ -60,13 +60,10 @@ def quantiles(values: Floats, shares: Sequence[float] | Floats) -> Floats:
 
 def weighted_distribution(values_s: Floats, weights: Integers) -> Distribution:
     """``distribution`` of the sample that holds ``values_s[i]`` ``weights[i]`` times, never built."""
-    kept = weights > 0
-    values_s, weights = values_s[kept], weights[kept]
     count = int(weights.sum())
     if not count:
-        return distribution(values_s)
-    order = np.argsort(values_s)
-    values_s, weights = values_s[order], weights[order]
+        return distribution(np.empty(0))
+    values_s, weights = _sorted(values_s, weights)
     mean_s = float(values_s @ weights) / count
     std_s = float(np.sqrt(np.square(values_s - mean_s) @ weights / count))
     percentiles = _quantiles_of_sorted(values_s, weights, np.array(PERCENTILES) / 100)
@@ -75,9 +72,14 @@ def weighted_distribution(values_s: Floats, weights: Integers) -> Distribution:
 
 def weighted_quantiles(values: Floats, weights: Integers, quantiles: Floats) -> Floats:
     """Quantiles (0 to 1) of the sample that holds ``values[i]`` ``weights[i]`` times; NaN when empty."""
-    kept = weights > 0
-    order = np.argsort(values[kept])
-    return _quantiles_of_sorted(values[kept][order], weights[kept][order], quantiles)
+    return _quantiles_of_sorted(*_sorted(values, weights), quantiles)
+
+
+def _sorted(values: Floats, weights: Integers) -> tuple[Floats, Integers]:
+    """By value, without what has no weight; samples are large, so nothing is copied twice."""
+    order = np.argsort(values)
+    order = order[weights[order] > 0]
+    return values[order], weights[order]
 
 
 def _quantiles_of_sorted(values: Floats, weights: Integers, quantiles: Floats) -> Floats:

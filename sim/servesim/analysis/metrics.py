@@ -160,12 +160,11 @@ def _per(amount: float, duration_s: float) -> float:
 def _per_token(line: Timeline, log: Log, first_s: float) -> tuple[Distribution, float]:
     """Inter-token latencies, and the most tokens yielded in one second, seconds counted from ``first_s``."""
     steps = expand_steps(line)
-    itl = weighted_distribution(*itl_sample(log, line, steps))
-    if not len(steps.row):
-        return itl, 0.0
     _, second = np.unique(np.floor(steps.end_s - first_s), return_inverse=True)
     per_second = np.bincount(second, weights=line.columns["outputs"][steps.row])
-    return itl, float(per_second.max())
+    sample = itl_sample(log, line, steps)
+    del steps, second  # as large as what is sorted next
+    return weighted_distribution(*sample), float(per_second.max(initial=0.0))
 
 
 def _max_concurrent(arrival_s: Floats, finish_s: Floats) -> int:

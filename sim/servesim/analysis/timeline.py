@@ -75,16 +75,12 @@ class Timeline:
     def integral(self, first: Integers, last: Integers) -> Floats:
         """Integral over each row's time of what goes evenly from ``first`` to ``last`` in its steps.
 
-        Sum over j < n of (first + j d)(first_s + j growth_s), with d = (last - first) / (n - 1).
+        Sum over j < n of (first + j d)(first_s + j growth_s), with d = (last - first) / (n - 1): the first
+        value for the whole row, and the change for n (first_s / 2 + (2 n - 1) growth_s / 6).
         """
-        steps = self.columns["steps"].astype(np.float64)
-        slope = (last - first) / np.maximum(steps - 1, 1)
-        sum_j = steps * (steps - 1) / 2
-        sum_jj = sum_j * (2 * steps - 1) / 3
-        stepped = first * (steps * self.first_s + sum_j * self.growth_s) + slope * (
-            sum_j * self.first_s + sum_jj * self.growth_s
-        )
-        return np.where(steps > 0, stepped, first * self.duration_s)
+        steps = self.columns["steps"]
+        changed_s = steps * (self.first_s / 2 + (2 * steps - 1) * (self.growth_s / 6))
+        return np.asarray(first * self.duration_s + (last - first) * changed_s)
 
     def mean(self, first: Integers, last: Integers, where: NDArray[np.bool_] | None = None) -> float:
         """Time-weighted mean over the rows of ``where`` (default all); NaN when they last no time."""
