@@ -326,3 +326,14 @@ def test_the_most_concurrent_requests_are_those_that_touch_one_second(stays):
     ]
     most = max(sum(second in each for each in touched) for second in range(20))
     assert summarise(handmade_run(log)).max_concurrent_requests == most
+
+
+def test_the_most_tokens_in_a_second_are_those_of_all_replicas():
+    """Rows of replicas come one after another, so that a second is met again."""
+    log = Log()
+    for _ in range(2):
+        for second in range(3):
+            log.steps.append(second + 0.4, 0.2, 0.0, 1, 1, 0, 0, 9, 2 + second, 0, 1, 0, 0, 0, *([0] * 16))
+    log.steps.parts = (3, 3)
+    log.requests.append(0.0, 0.0, 0.6, 2.6, 0, 1, 9, 9, 0, 0, 0)
+    assert summarise(handmade_run(log)).max_output_tokens_per_s == 8

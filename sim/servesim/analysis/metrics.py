@@ -160,11 +160,20 @@ def _per(amount: float, duration_s: float) -> float:
 def _per_token(line: Timeline, log: Log, first_s: float) -> tuple[Distribution, float]:
     """Inter-token latencies, and the most tokens yielded in one second, seconds counted from ``first_s``."""
     steps = expand_steps(line)
-    _, second = np.unique(np.floor(steps.end_s - first_s), return_inverse=True)
-    per_second = np.bincount(second, weights=line.columns["outputs"][steps.row])
+    most = _most_in_a_second(steps.end_s - first_s, line.columns["outputs"][steps.row])
     sample = itl_sample(log, line, steps)
-    del steps, second  # as large as what is sorted next
-    return weighted_distribution(*sample), float(per_second.max(initial=0.0))
+    del steps  # as large as what is sorted next
+    return weighted_distribution(*sample), most
+
+
+def _most_in_a_second(times_s: Floats, amounts: Integers) -> float:
+    """Times that lie in the same second mostly follow one another: each such stretch is added up first."""
+    if not len(times_s):
+        return 0.0
+    second = np.floor(times_s)
+    begins = np.flatnonzero(np.append(True, second[1:] != second[:-1]))
+    _, which = np.unique(second[begins], return_inverse=True)
+    return float(np.bincount(which, weights=np.add.reduceat(amounts, begins)).max())
 
 
 def _max_concurrent(arrival_s: Floats, finish_s: Floats) -> int:

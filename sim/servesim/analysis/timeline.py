@@ -205,16 +205,23 @@ def _one_engine(floats: Mapping[str, Floats], integers: Mapping[str, Integers], 
 
 
 def expand_steps(line: Timeline) -> ExpandedSteps:
-    """Every step of every row with its own duration: step j takes ``first_s + j * growth_s``."""
+    """Every step of every row with its own duration: step j takes ``first_s + j * growth_s``.
+
+    In place, since all these arrays are far longer than the log.
+    """
     steps = line.columns["steps"]
     row = np.repeat(np.arange(len(steps)), steps)
-    j = np.arange(len(row)) - np.repeat(np.cumsum(steps) - steps, steps)
-    first_s, growth_s = line.first_s[row], line.growth_s[row]
-    return ExpandedSteps(
-        row=row,
-        duration_s=first_s + j * growth_s,
-        end_s=line.start_s[row] + (j + 1) * (first_s + j * growth_s / 2),
-    )
+    j = np.arange(len(row))
+    j -= np.repeat(np.cumsum(steps) - steps, steps)
+    grown_s = line.growth_s[row]
+    grown_s *= j
+    duration_s = line.first_s[row]
+    end_s = grown_s / 2
+    end_s += duration_s
+    end_s *= np.add(j, 1, out=j)
+    end_s += line.start_s[row]
+    duration_s += grown_s
+    return ExpandedSteps(row, duration_s, end_s)
 
 
 def _row_duration_s(steps: Integers, first_s: Floats, growth_s: Floats) -> Floats:

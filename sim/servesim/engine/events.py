@@ -96,8 +96,14 @@ class Rows:
         return self._columns
 
     def _read(self) -> dict[str, NDArray[Any]]:
-        tables = self._tables()
-        return {name: np.concatenate([one[name] for one in tables]) for name in self._row.names or ()}
+        columns = {name: np.empty(len(self), self._row[name]) for name in self._row.names or ()}
+        begin = 0
+        for table in self._tables():  # all columns of one, as long as it is in the processor's cache
+            end = begin + len(table)
+            for name, column in columns.items():
+                column[begin:end] = table[name]
+            begin = end
+        return columns
 
     def _tables(self) -> list[NDArray[Any]]:
         return [np.frombuffer(part, dtype=self._row) for part in (*self._sealed, bytes(self._bytes))]
