@@ -21,7 +21,8 @@ __all__ = ["accuracy_html", "accuracy_json", "accuracy_markdown", "accuracy_text
 
 _EXPLAINED = (
     "Every error is ln(simulated / real): +0.100 reads as ten percent too much, -0.100 as ten percent too "
-    "little. Bias is the mean of the signed errors, median and p90 are of their sizes. An interval is a 95 % "
+    "little, +0.693 is twice and -0.693 half. "
+    "Bias is the mean of the signed errors, median and p90 are of their sizes. An interval is a 95 % "
     "bootstrap: over the recorded runs of a cell (of the median size), or over the requests of a single run "
     "(of the signed error). Load is told from the simulation: latency-bound, at most four requests at once; "
     "saturated, requests waited for more than half of the time; KV-limited, requests were preempted or "
@@ -120,17 +121,15 @@ def _findings(validations: Sequence[Validation]) -> list[Finding]:
     return [finding for one in validations for finding in one.findings]
 
 
-_HEADLINES = (
-    "mean_ttft_ms",
-    "mean_tpot_ms",
-    "mean_e2el_ms",
-    "p99_e2el_ms",
-    "output_throughput",
-    "duration",
-    "kv_cache_gib",
-    "num_gpu_blocks",
-)
-
+_HEADLINES = {
+    "TTFT mean": ("mean_ttft_ms",),
+    "TPOT mean": ("mean_tpot_ms",),
+    "E2EL mean": ("mean_e2el_ms",),
+    "E2EL p99": ("p99_e2el_ms",),
+    "Throughput": ("output_throughput", "duration"),
+    "KV pool": ("kv_cache_gib", "num_gpu_blocks"),
+}
+"""Columns of the first table: the first of these figures that a recording has."""
 _SAME_RUNS = "no, same runs"
 
 
@@ -141,8 +140,6 @@ def _summary(validations: Sequence[Validation]) -> Section:
         fitted = {(finding.gpu, finding.row) for finding in _counted(one) if finding.calibrated}
         errors: dict[tuple[str, str], dict[str, list[float]]] = {}
         for finding in _counted(one):
-            if finding.metric not in _HEADLINES:
-                continue
             is_pair = not finding.calibrated and (finding.gpu, finding.row) in fitted
             for kind in (_yes(finding.calibrated), _SAME_RUNS)[: 1 + is_pair]:
                 figures = errors.setdefault((finding.gpu, kind), {})
@@ -150,18 +147,23 @@ def _summary(validations: Sequence[Validation]) -> Section:
         for (gpu, kind), figures in errors.items():
             if kind == _SAME_RUNS and all(errors[gpu, "no"][each] == figures[each] for each in figures):
                 continue  # they are all there is
-            runs = str(max(map(len, figures.values())))
-            cells = (_median_and_p90(figures.get(metric, ())) for metric in _HEADLINES)
-            worst = max(float(np.median(sizes)) for sizes in figures.values())
-            rows.append((worst, (one.folder.name, gpu, kind, runs, *cells)))
+            told = [
+                next((figures[name] for name in names if name in figures), [])
+                for names in _HEADLINES.values()
+            ]
+            if any(told):
+                runs = str(max(map(len, told)))
+                worst = max(float(np.median(sizes)) for sizes in told if sizes)
+                rows.append((worst, (one.folder.name, gpu, kind, runs, *map(_median_and_p90, told))))
     worst_first = tuple(row for _, row in sorted(rows, key=lambda one: -one[0]))
-    head = ("Recording", "GPU", "Calibrated", "Runs", *(METRICS[metric].label for metric in _HEADLINES))
+    head = ("Recording", "GPU", "Calibrated", "Runs", *_HEADLINES)
     return Section(
         "In short",
         "All loads together: the median size of the error, and p90 of several runs. Calibrated figures, and "
         "the plain ones of single runs, are of the second half of the requests; those of several runs are of "
         "runs that no calibration was fitted to. Where the plain figures are of more runs than these, "
-        f"`{_SAME_RUNS}` is of the very ones that the calibrated figures are of. "
+        f'"{_SAME_RUNS}" is of the very ones that the calibrated figures are of. Throughput is of output '
+        "tokens, or the duration of a batch where nothing else was recorded. "
         "Below: every cell by load, the worst first, with its sign and interval.",
         Table("In short", head, worst_first),
         text_columns=3,
