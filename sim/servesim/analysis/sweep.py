@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,10 +186,25 @@ def _parallel(
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
     calls = (joblib.delayed(_numbered)(function, number, item) for number, item in enumerate(items))
     try:
-        yield from parallel(calls)
+        with _deaf_children():
+            results = parallel(calls)
+        yield from results
     except TerminatedWorkerError as error:
         step = "use fewer --jobs; what is finished is kept"
         raise StudyError(Problem("a worker process died, perhaps out of memory", next_step=step)) from error
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that begin meanwhile do not hear Ctrl-C: it is for the one that began them to end them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _numbered(function: Callable[[Item], Found], number: int, item: Item) -> tuple[int, Found]:
