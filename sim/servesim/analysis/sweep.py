@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,15 +197,19 @@ def _parallel(
 
 @contextmanager
 def _deaf_children() -> Iterator[None]:
-    """Processes that begin meanwhile do not hear Ctrl-C: it is for the one that began them to end them."""
-    if not hasattr(signal, "pthread_sigmask"):
+    """Processes that begin meanwhile do not hear Ctrl-C: it is for the one that began them to end them.
+
+    They take over that it is ignored. A mask would not do, since multiprocessing takes SIGINT out of it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
 
 
 def _numbered(function: Callable[[Item], Found], number: int, item: Item) -> tuple[int, Found]:
