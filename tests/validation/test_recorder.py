@@ -251,6 +251,17 @@ def test_of_an_operator_timed_in_several_processes_the_median_stays(tmp_path):
     assert [(row["op"], row["latency_us"]) for row in rows] == [("gemm", "2.00"), ("moe", "4.00")]
 
 
+def test_two_jobs_with_the_same_settings_are_two_processes(tmp_path):
+    """Each begins with nothing prepared."""
+    path = tmp_path / "cpu-core-stand-in-llama-c57m"
+    record(path, replace(JOB, grid=None))
+    folder = record(path, JOB.changed("again-", (CHAT,)))
+    runs = read_folder(path).stepwise.runs
+    processes = [run["process"] for run in folder.runs()]
+    assert processes == ["1"] * 3 + ["2"] * 3
+    assert [not run.rows_met for run in runs] == [True, False, False] * 2
+
+
 def test_a_run_says_in_what_its_engine_differs_from_the_scenario(tmp_path):
     path = tmp_path / "cpu-core-stand-in-llama-c57m"
     record(path, replace(JOB, grid=None))
