@@ -29,7 +29,9 @@ FITTED = VALIDATION / "runs" / "cpu-core-vllm-0.32-llama-c87m"
 OTHERS = [VALIDATION / "runs" / f"cpu-core-vllm-0.32-{name}" for name in ("llama-c57m", "llama-c127m")]
 LIMITS = {"mean_ttft_ms": 0.15, "mean_tpot_ms": 0.10, "mean_e2el_ms": 0.10}
 MIXTURE = VALIDATION / "runs" / "cpu-core-vllm-0.32-moe-c130m"
-LOADS = ("30 %", "60 %", "85 %", "150 %", "burst")
+BEYOND = ("burst", "150 %")
+MISSED = {("llama-c57m", "150 %"): {"mean_ttft_ms": 0.152}}
+"""What is not within its limit as ln(simulated / real), and how far off it is at most; here 14.0 % low."""
 UP_TO_85 = ("30 %", "60 %", "85 %")
 
 
@@ -43,8 +45,8 @@ def calibrated(folder, *loads):
 
 
 def within(one, limit):
-    """Within the limit, a share of the real figure, or within twice what real repeats differ by."""
-    return abs(math.expm1(one.error)) <= max(limit, 0.0 if math.isnan(one.noise) else 2 * one.noise)
+    """Within the limit, or within twice what real repeats differ by."""
+    return abs(one.error) <= max(limit, 0.0 if math.isnan(one.noise) else 2 * one.noise)
 
 
 @pytest.mark.parametrize("folder", STEPWISE, ids=lambda path: path.name)
@@ -161,15 +163,34 @@ def slower(run, factor):
 
 
 @pytest.mark.parametrize("folder", [FITTED, *OTHERS, MIXTURE], ids=lambda path: path.name)
-def test_calibrated_on_one_shape_latencies_of_all_are_right_at_every_load(folder):
-    judged = [one for one in calibrated(folder, *LOADS) if one.metric in LIMITS]
-    assert len(judged) == 15
+def test_calibrated_on_one_shape_latencies_of_all_are_right_up_to_85_percent_load(folder):
+    judged = [one for one in calibrated(folder, *UP_TO_85) if one.metric in LIMITS]
+    assert len(judged) == 9
     assert {one.judged_on for one in judged} == {OTHER_RUNS if folder == FITTED else ANOTHER_MODEL}
     assert {one.repeats for one in judged} == {3}
     wrong = [
         f"{one.row} {one.metric} {one.error:+.3f}" for one in judged if not within(one, LIMITS[one.metric])
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("folder", [FITTED, *OTHERS, MIXTURE], ids=lambda path: path.name)
+def test_what_is_missed_in_bursts_and_past_saturation_is_known(folder):
+    """Whoever mends one of them takes it from the list."""
+    name = folder.name.removeprefix("cpu-core-vllm-0.32-")
+    judged = [one for one in calibrated(folder, *UP_TO_85, *BEYOND) if one.metric in LIMITS]
+    assert len(judged) == 15
+    missed = {(one.load, one.metric): one.error for one in judged if not within(one, LIMITS[one.metric])}
+    known = {
+        (load, metric): most
+        for (shape, load), limits in MISSED.items()
+        if shape == name
+        for metric, most in limits.items()
+    }
+    assert set(missed) == set(known)
+    for key, error in missed.items():
+        assert abs(error) < known[key], key
+        assert abs(math.expm1(error)) < LIMITS[key[1]], key
 
 
 @pytest.mark.parametrize("folder", [FITTED, *OTHERS, MIXTURE], ids=lambda path: path.name)
